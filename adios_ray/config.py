@@ -53,24 +53,26 @@ class SchemeEntry(NamedTuple):
     Attributes:
         kind: Masks of an occlusion model, none, random patterns, or a data set's object masks.
         uses_slots: Whether it makes ``masking.slots`` masks of an image.
+        embedded: Masks of an image with which a step embeds it; None where it is all ``masking.slots``.
     """
 
     kind: Literal["learned", "none", "pattern", "object"]
     uses_slots: bool = False
+    embedded: int | None = 1
 
 
 SCHEMES: Mapping[str, SchemeEntry] = {
-    "adios": SchemeEntry("learned", uses_slots=True),
+    "adios": SchemeEntry("learned", uses_slots=True, embedded=None),
     "adios-s": SchemeEntry("learned", uses_slots=True),
-    "none": SchemeEntry("none"),
+    "none": SchemeEntry("none", embedded=0),
     "mae": SchemeEntry("pattern"),
     "beit": SchemeEntry("pattern"),
     "grid": SchemeEntry("pattern"),
     "colormae": SchemeEntry("pattern"),
-    "ground-truth": SchemeEntry("object", uses_slots=True),
-    "fg-bg": SchemeEntry("object"),
-    "box": SchemeEntry("object", uses_slots=True),
-    "shuffle": SchemeEntry("object", uses_slots=True),
+    "ground-truth": SchemeEntry("object", uses_slots=True, embedded=None),
+    "fg-bg": SchemeEntry("object", embedded=2),
+    "box": SchemeEntry("object", uses_slots=True, embedded=None),
+    "shuffle": SchemeEntry("object", uses_slots=True, embedded=None),
 }
 """Masking schemes by name. ``adios_ray.masking.schemes`` implements those that are not learned."""
 # At run time the names come from the tables; type checkers cannot evaluate such a Literal.
@@ -281,6 +283,12 @@ class MaskingConfig(Strict):
     def learned(self) -> bool:
         """Whether masks are made by an occlusion model."""
         return SCHEMES[self.scheme].kind == "learned"
+
+    @property
+    def embedded(self) -> int:
+        """Masks of an image with which a step embeds it, as many times."""
+        masks = SCHEMES[self.scheme].embedded
+        return self.slots if masks is None else masks
 
     @property
     def needs_objects(self) -> bool:

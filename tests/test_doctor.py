@@ -125,6 +125,28 @@ def test_a_batch_that_does_not_fit_is_halved_and_its_memory_multiplied(monkeypat
         measure_step(config, 32, cpu)
 
 
+def test_the_memory_of_a_gpu_is_reset_once_it_is_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before CUDA is in use, torch refuses to reset the statistics of a GPU that is given by its number."""
+    done = list[str]()
+
+    def build(*_: object) -> tuple[object, ...]:
+        done.append("built")
+        return nn.Linear(1, 1), SimpleNamespace(all=dict), lambda: None
+
+    monkeypatch.setattr(cost, "random_step", build)
+    monkeypatch.setattr(cost, "prepare_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: done.append("reset"))
+
+    def timed(*_: object) -> float:
+        done.append("step")
+        return 0.1
+
+    monkeypatch.setattr(cost, "timed", timed)
+    monkeypatch.setattr(cost, "_peak_bytes", lambda device: 7)
+    assert measure_step(small_config(Path("nowhere")), 32, torch.device("cuda", 0)).memory_bytes == 7
+    assert done[:3] == ["built", "reset", "step"]
+
+
 def test_another_error_of_a_measured_step_is_raised_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(*_: object) -> object:
         raise RuntimeError("shapes differ")

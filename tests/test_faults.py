@@ -26,7 +26,7 @@ from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy
 from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
-from adios_ray.config import TrialConfig
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError, FaultError, NodeError, RunError, StorageError
 from adios_ray.ray_private import last_error
@@ -462,13 +462,16 @@ def test_an_error_of_memory_names_the_values_to_change() -> None:
     config = TrialConfig(batch_size=64)
     on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB")
     assert is_out_of_memory(on_gpu) and not is_out_of_memory(RuntimeError("shapes differ"))
-    advice = memory_advice(on_gpu, config, workers=2)
+    advice = memory_advice(on_gpu, config, at_once=2, workers=2)
     assert advice.startswith(
         "CUDA out of memory. Tried to allocate 2.00 GiB. A new run needs --slots-at-once 1, "
         "or a --micro-batch-size below 32"
     )
     assert "higher --gpus-per-worker" in advice
-    on_cpu = memory_advice(MemoryError(), TrialConfig(batch_size=64, micro_batch_size=8), workers=2)
+    for slots, scheme in ((1, "adios"), (4, "adios-s")):
+        own = replaced(config, {"masking.scheme": scheme})
+        assert "A new run needs a --micro-batch-size" in memory_advice(on_gpu, own, slots, workers=2)
+    on_cpu = memory_advice(MemoryError(), TrialConfig(batch_size=64, micro_batch_size=8), at_once=1, workers=2)
     assert on_cpu.startswith("MemoryError. ") and "below 8," in on_cpu and "higher --cpus-per-worker" in on_cpu
     with pytest.raises(RuntimeError) as refused:
         torch.empty(2**62, dtype=torch.uint8)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from gpu import growth_mib, release, tf32
-from small import small_config
+from small import make_objects, small_config
 from test_augment import MIXED, pictures
 from test_population import experiment
 from test_step import CPU, assert_close, make_batch, make_config, make_players, moved
@@ -329,6 +329,9 @@ def test_how_many_slots_fit_is_measured_where_training_begins_and_n_changes(obje
     trainer.load(trainer.save(tmp_path / "donor"), small_config(objects_dir, masking={"slots": 5}))
     trainer.train_until(2)
     assert trainer.networks.slots_at_once == 5
+    scenes = Trainer(small_config(make_objects(tmp_path / "scenes", multi_label=True), batch_size=8), GPU)
+    scenes.train_until(1)
+    assert scenes.networks.slots_at_once == 3
 
 
 @pytest.mark.parametrize("fitness", ["knn", "probe"])

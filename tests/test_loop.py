@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -12,6 +12,7 @@ from small import small_config
 from adios_ray.backend import loop
 from adios_ray.backend.line import Command, Start
 from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint
+from adios_ray.config import replaced
 from adios_ray.errors import CheckpointError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -44,12 +45,15 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
 ) -> None:
     """Idle is all between sending a report and the next step."""
     run, clock, reports, checkpoints = tmp_path / "run", Clock(), list[TrialReport](), list[Pointer]()
+    notes = list[str]()
     run.mkdir()
     write_config(run, {})
     donor, config = Pointer(path=run / "donor", sha256="", before=Pointer(path=run, sha256="")), small_config(tmp_path)
 
     def train_to_report(idle_s: float) -> TrialReport:
         clock.now += 1000
+        trainer.measured_slots, trainer.networks.slots_at_once = [(3, 2), (3, 2), (5, 5)][len(reports)]
+        trainer.config = replaced(config, {"masking.slots": trainer.measured_slots})
         return TrialReport(epoch=len(reports) + 1, idle_s=idle_s)
 
     def answer(trial: str, position: int, report: TrialReport, checkpoint: Pointer) -> None:
@@ -65,8 +69,9 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
         train_to_report=train_to_report,
         take_failed_batch=lambda: None,
         save=save,
-        networks=SimpleNamespace(occlusion=None),
+        networks=SimpleNamespace(occlusion=None, slots_at_once=1),
         device=torch.device("cpu"),
+        measured_slots=0,
     )
     line = [Command("train"), Command("load", config, donor), Command("train"), Command("train"), Command("stop")]
 
@@ -74,15 +79,19 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
         clock.now += 20
         return line[position]
 
-    channel = SimpleNamespace(take=SimpleNamespace(remote=take), answer=SimpleNamespace(remote=answer))
+    channel = SimpleNamespace(
+        take=SimpleNamespace(remote=take),
+        answer=SimpleNamespace(remote=answer),
+        note=SimpleNamespace(remote=lambda trial, text, *_: notes.append(text)),
+    )
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "Trainer", lambda *_: trainer)
     monkeypatch.setattr(loop, "load_intact", clock.passing(7, donor))
     monkeypatch.setattr(ray, "get", lambda done: done)
     settings: Any = {"trial": "trial_00", "run_dir": str(run), "channel": channel, "threads": 1, "gpus": 0.0}
     storage = RunStorage(str(run))
     storage.open()
-    loop._follow(Start(config, None, 0), settings, storage)
+    loop._follow(cast(Trainer, trainer), Start(config, None, 0), settings, storage)
+    assert notes == ["2 of 3 masks at once fit into the GPU's memory"]  # once for each measurement, where not all fit
     # The answer, and taking the next command; in between a load, which is a command, too.
     assert [report.idle_s for report in reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
     assert [report.load_s for report in reports] == [0, 7, 0]

@@ -199,6 +199,15 @@ def test_how_many_slots_fit_is_measured_for_each_number_of_slots(
     assert measured == [3, 5]
 
 
+@pytest.mark.slow
+def test_slots_that_fit_are_measured_with_the_labels_of_the_data(tmp_path: Path) -> None:
+    """As on a GPU: the networks that are measured train on the images' own labels, however many there are."""
+    trainer = Trainer(small_config(make_objects(tmp_path / "scenes", multi_label=True), batch_size=8), CPU)
+    trainer._measures_slots = True
+    trainer.train_until(1)
+    assert trainer.networks.slots_at_once == trainer.config.masking.slots == 3
+
+
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no"), RuntimeError("CUDA error: out of memory")])
 def test_slots_are_halved_until_training_fits(
     error: Exception, objects_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -234,14 +243,15 @@ def test_slots_are_halved_until_training_fits(
     monkeypatch.setattr(loader, "apply_view", failing_view)
     monkeypatch.setattr(cost, "extract_features", failing_evaluation)
     state = torch.get_rng_state()
-    assert cost.fitting_slots(config, split, 32, CPU) == 2
+    assert cost.fitting_slots(config, split, 32, 10, CPU) == 2
     second, third = [(7, "step"), (7, "view")], [*[(4, "step")] * cost.STEPS, (4, "evaluation")]
     assert tried == [(13, "step"), *second, *third, *[(2, "step")] * cost.STEPS]
     assert torch.equal(torch.get_rng_state(), state)
-    assert cost.fitting_slots(replaced(config, {"masking.scheme": "adios-s"}), split, 32, CPU) == 1
+    for scheme in ("none", "adios-s", "mae"):
+        assert cost.fitting_slots(replaced(config, {"masking.scheme": scheme}), split, 32, 10, CPU) == 1
     monkeypatch.setattr(cost, "step_function", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
-        cost.fitting_slots(config, split, 32, CPU)
+        cost.fitting_slots(config, split, 32, 10, CPU)
 
 
 @pytest.mark.slow

@@ -51,21 +51,30 @@ def train_loop(config: LoopConfig) -> None:
     # all but the last would wait at positions that no command has any more.
     first: Any = ray.get(channel.start.remote(trial)) if parallel.rank() == 0 else None
     start: Start = parallel.from_first(first)
+    trainer: Trainer | None = None
     try:
-        _follow(start, config, storage)
+        trainer = _build(start.config, config, storage)
+        _follow(trainer, start, config, storage)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise MemoryLimitError(memory_advice(error, start.config, parallel.world_size())) from error
+            settings, at_once = (trainer.config, trainer.networks.slots_at_once) if trainer else (start.config, 1)
+            raise MemoryLimitError(memory_advice(error, settings, at_once, parallel.world_size())) from error
         raise
 
 
-def _follow(start: Start, config: LoopConfig, storage: RunStorage) -> None:
-    """Build the trainer, and run the commands from where a worker group starts."""
-    settings, checkpoint, position = start
-    device = _gpu() if config["gpus"] else CPU
+def _build(settings: TrialConfig, config: LoopConfig, storage: RunStorage) -> Trainer:
+    """Build the trainer on this worker's device."""
+    device, weights = _gpu() if config["gpus"] else CPU, None
     limit_memory(device, config["gpus"])
+    if settings.initial_weights:
+        weights = retry(storage.fetch_initial_weights, partial(note, config["channel"], config["trial"]))
+    return Trainer(settings, device, weights)
+
+
+def _follow(trainer: Trainer, start: Start, config: LoopConfig, storage: RunStorage) -> None:
+    """Run the commands from where a worker group starts."""
+    settings, checkpoint, position = start
     say = partial(note, config["channel"], config["trial"])
-    trainer = Trainer(settings, device, retry(storage.fetch_initial_weights, say) if settings.initial_weights else None)
     if parallel.rank() == 0 and (line := precision_note(settings.precision, trainer.device)):
         say(line)
     if checkpoint:
@@ -157,9 +166,13 @@ def _train(
         The checkpoint, of the first worker alone, and the moment before the answer, from which on the population
         decides and the trial is idle.
     """
+    measured = trainer.measured_slots
     report = trainer.train_to_report(idle_s)
     trained_at = time.monotonic()
     checkpoint, trial, run_dir = None, config["trial"], storage.directory
+    masks, fitting = trainer.config.masking.embedded, trainer.networks.slots_at_once
+    if parallel.rank() == 0 and trainer.measured_slots != measured and fitting < masks:
+        note(config["channel"], trial, f"{fitting} of {masks} masks at once fit into the GPU's memory")
     run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
     written = [run.checkpoint(trial, report.epoch)]
     failed_batch = trainer.take_failed_batch()
@@ -186,14 +199,12 @@ def _train(
     return checkpoint, reported_at
 
 
-def memory_advice(error: BaseException, config: TrialConfig, workers: int) -> str:
-    """Say which values to change after an error of memory, with those that the configuration has."""
+def memory_advice(error: BaseException, config: TrialConfig, at_once: int, workers: int) -> str:
+    """Say which values to change after an error of memory, with those of the configuration, and the slots at once."""
     cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
     limit = config.micro_batch_size or config.batch_size // workers
     share = "cpus" if isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error) else "gpus"
-    # Without a number, a GPU embeds as many as fitted when training began.
-    alone = config.slots_at_once == 1 or config.micro_batch_size or (config.slots_at_once is None and share == "cpus")
-    slots = "" if alone else "--slots-at-once 1, or "
+    slots = "--slots-at-once 1, or " if min(at_once, config.masking.embedded) > 1 else ""
     return (
         f"{cause.rstrip('.')}. A new run needs {slots}a --micro-batch-size below {limit}, the images that each of its "
         f"workers embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"

@@ -90,9 +90,9 @@ def measure_step(
 def _measure(config: TrialConfig, size: int, batch_size: int, device: torch.device, seconds: float) -> StepCost:
     """Measure steps of ``batch_size`` images; memory is the largest so far, on a GPU that of these steps alone."""
     on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)  # of a batch that did not fit, or of another configuration
     networks, optimizers, step = random_step(config, size, batch_size, device)
+    if on_gpu:  # the peak of a batch that did not fit, or of another configuration; CUDA must have been used before
+        torch.cuda.reset_peak_memory_stats(device)
     began, measured = time.monotonic(), list[float]()
     skipped = STEPS if config.cuda_graphs and on_gpu else 1
     while len(measured) < skipped + WARM_UP_STEPS or time.monotonic() - began < seconds:
@@ -115,7 +115,7 @@ def random_step(
         batch_size: Images of the batch, in place of the configured number.
         device: Where to train.
     """
-    networks, optimizers = _build(config, size, device)
+    networks, optimizers = _build(config, size, CLASSES, device)
     batch = _random_batch(config, batch_size, size, device)
     take_step = step_function(networks, optimizers, config)
     return networks, optimizers, lambda: take_step(batch, 0.5)
@@ -126,9 +126,9 @@ def _uncompiled(config: TrialConfig) -> TrialConfig:
     return replaced(config, {"compile": False})
 
 
-def _build(config: TrialConfig, size: int, device: torch.device) -> tuple[Networks, Optimizers]:
+def _build(config: TrialConfig, size: int, classes: int, device: torch.device) -> tuple[Networks, Optimizers]:
     """Build what a trial trains, as it does, but without compiling it."""
-    networks = Networks(config, size, CLASSES).to(device).train()
+    networks = Networks(config, size, classes).to(device).train()
     networks.choose_layouts(device, config.compile)
     return networks, build_optimizers(networks, config.optimizer)
 
@@ -152,8 +152,8 @@ def _core_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.device) -> int:
-    """Find how many slots a GPU can embed at once: all of them, or a half until training fits into its memory.
+def fitting_slots(config: TrialConfig, split: Split, size: int, classes: int, device: torch.device) -> int:
+    """Find how many masks of an image a GPU can embed at once: all, or a half until training fits into its memory.
 
     A few steps, not compiled, are taken on networks of their own; meanwhile the loader makes the next batches there, as
     in training.
@@ -166,15 +166,16 @@ def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.de
         config: The trial's configuration.
         split: The images that it trains on.
         size: Side S of the views in pixels.
+        classes: Number of classes, or of labels, of these images.
         device: The GPU.
     """
-    slots = 1 if config.masking.scheme in ("none", "adios-s") else config.masking.slots
+    slots = max(config.masking.embedded, 1)
     share = max(config.batch_size // parallel.world_size(), 2)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), parallel.alone():
         while slots > 1:
             try:
                 tried = replaced(_uncompiled(config), {"slots_at_once": slots, "batch_size": share})
-                _train_briefly(tried, split, size, device)
+                _train_briefly(tried, split, size, classes, device)
                 break
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -185,9 +186,9 @@ def fitting_slots(config: TrialConfig, split: Split, size: int, device: torch.de
     return slots
 
 
-def _train_briefly(config: TrialConfig, split: Split, size: int, device: torch.device) -> None:
+def _train_briefly(config: TrialConfig, split: Split, size: int, classes: int, device: torch.device) -> None:
     """Take the first steps of a training, until its memory has its full size, and embed images for an evaluation."""
-    networks, optimizers = _build(config, size, device)
+    networks, optimizers = _build(config, size, classes, device)
     take_step = step_function(networks, optimizers, config)
     for batch in BatchLoader(split, config, size, device).batches(config.seed, 0, STEPS):
         take_step(batch, 0.5)

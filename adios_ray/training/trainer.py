@@ -49,6 +49,7 @@ class Trainer:
         networks: The encoder, its momentum copy, the occlusion model, the probe, and averages for evaluations.
         step: Optimizer steps done.
         seed: Determines sample order, augmentations and drawn slots; saved and loaded with the weights.
+        measured_slots: N when it was last measured how many masks at once fit into a GPU's memory; 0 before.
         divergence: Which term became non-finite, and at which step; None while training is finite. No step is taken
             until another checkpoint is loaded.
     """
@@ -99,7 +100,7 @@ class Trainer:
         self._resize_masks(config.masking.slots)
         self.schedule = make_schedule(config.optimizer, config.epochs, self.loader.steps_per_epoch)
         self._measures_slots = device.type == "cuda" and config.slots_at_once is None and self.networks.can_batch_slots
-        self._measured_slots = 0  # N at the last measurement; an exploit may change it
+        self.measured_slots = 0
         self._sums = torch.zeros(len(Measurements._fields), device=device)
         self._reported_step = 0
         self.divergence: str | None = None
@@ -125,10 +126,10 @@ class Trainer:
         """
         peak = self.config.optimizer
         # Not at the start: an evaluation needs no such measurement.
-        if self._measures_slots and self._measured_slots != self.config.masking.slots:
-            slots = fitting_slots(self.config, self.loader.split, self.image_size, self.device)
+        if self._measures_slots and self.measured_slots != self.config.masking.slots:
+            slots = fitting_slots(self.config, self.loader.split, self.image_size, self.classes, self.device)
             self.networks.slots_at_once = min(parallel.gather_values(slots))
-            self._measured_slots = self.config.masking.slots
+            self.measured_slots = self.config.masking.slots
         self.networks.train()
         began, first, waited_before = time.perf_counter(), self.step, self.loader.waited_s
         watch, failure = DivergenceWatch(), None
