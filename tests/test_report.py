@@ -339,6 +339,8 @@ def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     found = outcome_of(run, [])
     assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 points")  # 0.011 * sqrt(2)
     assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
+    tied = outcome_of(replace(run, rows=[make_row("a", 1, 0.5), make_row("b", 1, 0.5)]), [])
+    assert (tied.headline, tied.sureness) == ("a leads", "a, which leads, is itself the control")
 
 
 def test_a_running_run_compares_leader_and_control_at_one_epoch(tmp_path: Path) -> None:

@@ -149,12 +149,13 @@ def _error_of_first(run: RunData) -> float | None:
 
 def _gain_so_far(run: RunData) -> tuple[str, str]:
     """Compare the best of the last reports' trials with the best control, at the last epoch that both have reported."""
-    last = sorted((list(rows.values())[-1] for rows in run.comparable.values()), key=lambda row: row.fitness)
+    # Stable: of equal trials the first comes first, as the one that leads.
+    last = sorted((list(rows.values())[-1] for rows in run.comparable.values()), key=lambda row: -row.fitness)
     controls = [row.trial for row in last if row.trial in run.controls]
     if not controls:
         reason = "no control has a score yet" if run.controls else "the run has no control"
         return "–", LOST_CONTROLS if run.lost_controls else reason
-    name, control = last[-1].trial, controls[-1]
+    name, control = last[0].trial, controls[0]
     if name == control:
         return run.measure.difference_text(0.0), f"{control}, which leads, is itself the control"
     pair = run.rows_at_common_epoch([name, control])
