@@ -11,7 +11,7 @@
       driver.json                         the driver's process, while one is alive, or after a takeover (data/claim.py)
       results.csv  lineage.jsonl          a line for each report; for each exploit, refusal, or trial that left
       events.jsonl                        one line for each note, exploit, refusal, restart and wait
-      outcomes/TRIAL/epoch_NNNNN          one byte for each image that selects, of the reports in trials' histories
+      outcomes/TRIAL/epoch_NNNNN          what the images that select say, of the reports in trials' histories
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite

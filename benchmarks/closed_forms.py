@@ -6,7 +6,7 @@ import statistics
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from known_truth import SLOTS, WEIGHT, Measured, Values, Weights, evolve, space_of
@@ -112,14 +112,17 @@ class Uneven(Exact):
     Attributes:
         slow: How many times as long an epoch takes on the nodes of trials of odd numbers; None for even nodes, on which
             it takes the longer the more masks a trial has.
+        reports: Reports of all trials so far, one for each epoch that was trained.
     """
 
     slow: float | None
     start: Weights = (0.0,)
     epochs: int = 100
+    reports: int = 0
 
     def train(self, weights: Weights, config: TrialConfig, epoch: int, random: np.random.Generator) -> Weights:
         """Gain what the values earn, with diminishing returns."""
+        self.reports += 1
         return (weights[0] + (1 - abs(config.masking.sparsity_weight - 0.6)) / math.sqrt(epoch),)
 
     def truth(self, weights: Weights, config: TrialConfig) -> float:
@@ -172,25 +175,42 @@ def last_scores(problem: Uneven, space: SearchSpace, initial: list[Values], seed
     return list(zip(origins, values, strict=True))
 
 
-def run_drift(decisions: str, seed: int) -> float:
-    """Return the mean N at the end of 8 trials whose quality does not depend on it."""
+class Course(NamedTuple):
+    """What became of trials of uneven speed.
+
+    Attributes:
+        found: What the problem asks for.
+        reports: Reports over trials x epochs: above 1 where copies repeat epochs, below 1 where they skip some.
+    """
+
+    found: float
+    reports: float
+
+
+def run_drift(decisions: str, seed: int) -> Course:
+    """Find the mean N at the end of 8 trials whose quality does not depend on it."""
     weight = {"low": 0.1, "high": 1.0, "scale": "linear"}
     parameters = {WEIGHT: weight, SLOTS: {"low": 2, "high": 8, "scale": "integer"}}
     options = {"scheduler": "pbt", "interval_epochs": 10, "controls": 0}
     space = space_of(parameters, synchronous=decisions == SYNCHRONOUS, **options)
     initial = [space.sample(Random(f"{seed}/{number}")) for number in range(8)]
+    problem = Uneven(None)
     if decisions == BEFORE:
-        return statistics.fmean(values[SLOTS] for _, values in last_scores(Uneven(None), space, initial, seed))
-    population = evolve(space, Uneven(None), initial, seed)
-    return statistics.fmean(member.values[SLOTS] for member in population.members.state.members.values())
+        final = [values for _, values in last_scores(problem, space, initial, seed)]
+    else:
+        members = evolve(space, problem, initial, seed).members.state.members
+        final = [member.values for member in members.values()]
+    return Course(statistics.fmean(values[SLOTS] for values in final), problem.reports / (8 * problem.epochs))
 
 
-def run_slow(slow: float, decisions: str, seed: int) -> int:
+def run_slow(slow: float, decisions: str, seed: int) -> Course:
     """Count which of 8 final trials descend from the four on slow nodes, which begin with better values."""
     parameters = {WEIGHT: {"low": 0.1, "high": 1.0, "scale": "linear", "factor": 1.01}}
     space = space_of(parameters, **TOY_PBT, synchronous=False, interval_epochs=10)
     initial = [{WEIGHT: 0.6 if number % 2 else 0.3} for number in range(8)]
+    problem = Uneven(slow)
     if decisions == BEFORE:
-        return sum(origin % 2 for origin, _ in last_scores(Uneven(slow), space, initial, seed))
-    population = evolve(space, Uneven(slow), initial, seed)
-    return sum(int(name[-2:]) % 2 for name in population.ancestors())
+        origins = [origin for origin, _ in last_scores(problem, space, initial, seed)]
+    else:
+        origins = [int(name[-2:]) for name in evolve(space, problem, initial, seed).ancestors()]
+    return Course(sum(origin % 2 for origin in origins), problem.reports / (8 * problem.epochs))

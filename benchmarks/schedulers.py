@@ -7,7 +7,8 @@ some minutes on two cores. The schedulers are the package's own, with a driver t
   ``plain``, a low value is always better (the best is 1.19973). In ``time_linked``, what is better now is worse later:
   the best constant value reaches 1.097, the best schedule 1.198. ``naive_pbt`` is written from Jaderberg et al. (2017).
 - ``drift``: mean N at the end, where N costs time and has no effect; and how many of 8 final trials descend from slow
-  trials, where those are better. ``by last scores`` restates the asynchronous decisions of earlier versions.
+  trials, where those are better. ``reports over trials x epochs``: above 1 where copies of donors behind repeat epochs.
+  ``by last scores`` restates the asynchronous decisions of earlier versions.
 - ``noisy``: a model of fitness on rendered objects (``objects_curves.py``). As in a run, the first trial has configured
   values, populations from 8 on have a control, and the trial is chosen by its last reports on the holdout. ``over
   random``: true fitness of the chosen trial minus that of random search with as many epochs, in points. ``donor
@@ -33,7 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lcbench
-from closed_forms import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, TOY_SPACES, run_drift, run_slow, run_toy
+from closed_forms import ASYNCHRONOUS, BEFORE, SYNCHRONOUS, TOY_SPACES, Course, run_drift, run_slow, run_toy
 from known_truth import MEMORY
 from noisy_trainings import EVERYWHERE, LANDSCAPES, NOISES, NOISY_SPACES, POPULATIONS, Outcome, noisy_row, run_noisy
 
@@ -118,9 +119,9 @@ def main(options: Options) -> None:
     }
     result["drift"] = {
         decisions: {
-            "mean N": summary(found[run_drift, (decisions,)], 2),
+            "mean N": drift_row(found[run_drift, (decisions,)]),
             **{
-                f"descendants of trials {slow:g} times as slow": summary(found[run_slow, (slow, decisions)], 2)
+                f"descendants of trials {slow:g} times as slow": drift_row(found[run_slow, (slow, decisions)])
                 for slow in SLOW
                 if decisions != SYNCHRONOUS
             },
@@ -139,6 +140,12 @@ def main(options: Options) -> None:
             for name in lcbench.SPACES
         }
     print(json.dumps(result))
+
+
+def drift_row(courses: list[Course]) -> dict[str, float]:
+    """Summarize what became of trials of uneven speed."""
+    reports = statistics.fmean(course.reports for course in courses)
+    return {**summary([course.found for course in courses], 2), "reports over trials x epochs": round(reports, 2)}
 
 
 def lcbench_row(found: list[lcbench.Searched]) -> dict[str, Any]:

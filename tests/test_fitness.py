@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from naive import golden, naive_votes
+from scipy.stats import sem
 from small import SIZE, make_objects, small_config
 
 from adios_ray.config import AugmentConfig, EvaluationConfig
@@ -24,6 +25,7 @@ from adios_ray.evaluation.fitness import LABEL_FREE_GROUPS, check_measurable, ev
 from adios_ray.evaluation.jackknife import jackknife_errors
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, lidar, rankme
+from adios_ray.evaluation.outcomes import decoded
 from adios_ray.experiment import checks
 from adios_ray.experiment.checks import check_data
 from adios_ray.experiment.config import ExperimentConfig
@@ -251,7 +253,7 @@ def test_neighbors_are_spread_over_the_training_images(objects_dir: Path) -> Non
 
 
 @pytest.mark.slow
-def test_f1_of_several_labels_is_no_mean_of_outcomes(tmp_path: Path) -> None:
+def test_f1_of_several_labels_is_the_mean_of_what_groups_of_images_say(tmp_path: Path) -> None:
     directory = make_objects(tmp_path / "scenes", multi_label=True)
     trainer = Trainer(small_config(directory), CPU)
     train, val, config = trainer.train_split, trainer.val_split, trainer.config.evaluation
@@ -261,9 +263,14 @@ def test_f1_of_several_labels_is_no_mean_of_outcomes(tmp_path: Path) -> None:
     votes = np.array(naive_votes(bank, torch.from_numpy(train.labels), queries, config.neighbors, config.temperature))
     present = val.labels > 0
     found = trainer.evaluate("val")
-    assert found.outcomes is None and found.standard_error is not None
     assert found.accuracy == pytest.approx(((votes > 0.5) == present).mean(), abs=1e-6)
-    assert found.value == pytest.approx(macro_f1(torch.tensor(votes > 0.5), torch.tensor(present)), abs=1e-6)
+    predicted, truth = torch.tensor(votes > 0.5), torch.tensor(present)
+    assert found.value == pytest.approx(macro_f1(predicted, truth), abs=1e-6)
+    (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], truth[kept])], len(present))
+    assert found.standard_error == pytest.approx(error) and error is not None
+    assert found.outcomes is not None
+    outcomes = decoded(found.outcomes)
+    assert outcomes.mean() == pytest.approx(found.value) and sem(outcomes) == pytest.approx(error)
 
 
 @pytest.mark.slow

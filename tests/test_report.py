@@ -339,6 +339,8 @@ def test_a_running_run_says_who_leads(tmp_path: Path) -> None:
     found = outcome_of(run, [])
     assert (found.headline, found.gain) == ("b leads", "10.0 ± 1.6 points")  # 0.011 * sqrt(2)
     assert [step.command for step in found.steps] == [f"adios-ray train --resume {tmp_path.resolve()}"]
+    tied = outcome_of(replace(run, rows=[make_row("a", 1, 0.5), make_row("b", 1, 0.5)]), [])
+    assert (tied.headline, tied.sureness) == ("a leads", "a, which leads, is itself the control")
 
 
 def test_a_running_run_compares_leader_and_control_at_one_epoch(tmp_path: Path) -> None:
@@ -395,13 +397,15 @@ def test_a_run_that_is_not_finished_has_the_state_that_the_list_of_runs_shows(tm
     assert all(f"{state}, 0 epochs" in text for state in states)
 
 
-def test_controls_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
+def test_members_are_read_from_snapshot_and_journal(tmp_path: Path) -> None:
     (tmp_path / "population.json").write_text(
         '{"members": {"a": {"control": true}, "b": {"control": false}}, "dataset": "sum"}'
     )
-    (tmp_path / "population.jsonl").write_text('{"members": {"c": {"control": true}}}\n{"members": {"cut')
+    (tmp_path / "population.jsonl").write_text(
+        '{"members": {"c": {"control": true, "restarted_epoch": 4}}}\n{"members": {"cut'
+    )
     run = read_run(tmp_path)
-    assert run.controls == {"a", "c"} and run.dataset == "sum"
+    assert run.controls == {"a", "c"} and run.dataset == "sum" and run.restarted == {"a": 0, "b": 0, "c": 4}
 
 
 def test_importance_finds_the_value_that_matters(tmp_path: Path) -> None:

@@ -24,7 +24,6 @@ from adios_ray.config import EVOLVING, STOPPING, Scheduler, TrialConfig, replace
 from adios_ray.errors import ClaimError, FaultError
 from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
 from adios_ray.run_directory import RunDirectory, trial_of
-from adios_ray.search.comparison import Score
 from adios_ray.search.gaussian_process import Data
 from adios_ray.search.pb2 import PB2
 from adios_ray.search.population import WORST_SCORE, Population
@@ -33,6 +32,7 @@ from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member, Observation, PopulationState
 from adios_ray.search.stopping import StoppingSearch, make_rule
 from adios_ray.search.suggest import TreeParzen, initial_values, make_suggest, random_trials
+from adios_ray.tracking.comparison import Score
 from adios_ray.tracking.decisions import read_drops, read_lineage
 from adios_ray.tracking.lineage import ancestry
 from adios_ray.trial_report import TrialReport

@@ -17,6 +17,7 @@ from adios_ray import devices
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import CheckpointError, ClaimError, DatasetError, FaultError, StorageError
 from adios_ray.evaluation.fitness import Estimate
+from adios_ray.evaluation.outcomes import encoded
 from adios_ray.experiment import verdict
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources
@@ -205,7 +206,13 @@ def test_the_gain_over_the_control_is_that_of_paired_test_images() -> None:
     assert gain["gain"] is not None and gain["gain_standard_error"] is not None
     assert gain["gain"] / gain["gain_standard_error"] == pytest.approx(expected.statistic, rel=1e-9)
     assert gain["gain_standard_error"] < 0.1 * math.hypot(0.01, 0.01)
-    # As macro F1, which is not the mean of the outcomes.
+    # As macro F1 is: the mean of numbers of which some are outside of [0, 1].
+    groups = [3 * outcomes[:50] / 255 - 1 for outcomes in raw]
+    gain = gain_over_control(*(Estimate(own.mean(), 0.01, 0.5, encoded(own)) for own in groups))
+    expected = scipy.stats.ttest_rel(*groups)
+    assert gain["gain"] is not None and gain["gain_standard_error"] is not None
+    assert gain["gain"] / gain["gain_standard_error"] == pytest.approx(expected.statistic, rel=1e-9)
+    # Where the value is not the mean of the outcomes.
     others = [each._replace(value=each.value + 0.1) for each in (best, control)]
     assert gain_over_control(*others)["gain_standard_error"] == pytest.approx(math.hypot(0.01, 0.01))
     without = gain_over_control(Estimate(0.5), Estimate(0.4))

@@ -16,9 +16,10 @@ from adios_ray.config import AugmentConfig, EvaluationConfig
 from adios_ray.data.shards import Split
 from adios_ray.errors import EvaluationError
 from adios_ray.evaluation.extraction import Indices, extract_features, view_feature_batches
-from adios_ray.evaluation.jackknife import jackknife_errors
+from adios_ray.evaluation.jackknife import jackknife_errors, pseudo_values
 from adios_ray.evaluation.knn import knn_label_shares, knn_votes, macro_f1
 from adios_ray.evaluation.label_free import alpha_req, effective_rank, feature_std, lidar, rankme
+from adios_ray.evaluation.outcomes import encoded, standard_error
 from adios_ray.evaluation.statistics import fresh_statistics, refresh_statistics
 from adios_ray.measures import MEASURES
 from adios_ray.models.networks import Networks
@@ -40,8 +41,8 @@ class Estimate(NamedTuple):
         value: The configured measure, higher is better; nan where it cannot be computed (``Fitness.collapse``).
         standard_error: Its standard error over images; None where it is unknown.
         accuracy: Share of images classified correctly, 0 to 1, multi-label: of all labels; nan without labels.
-        outcomes: Outcome of each image, a byte each: 255 times a number in [0, 1]; None where the value is not their
-            mean.
+        outcomes: Encoded numbers with the value as their mean, of single images or, for macro F1, of groups of them;
+            None for measures without labels.
     """
 
     value: float
@@ -209,9 +210,10 @@ def _knn(evaluated: _Evaluated) -> Score:
 
     def score(chosen: Tensor) -> Estimate:
         own, truth = predicted[chosen], present[chosen]
-        (error,) = jackknife_errors(lambda kept: [macro_f1(own[kept], truth[kept])], len(chosen))
-        # Without outcomes: F1 is no mean of what single images say.
-        return Estimate(macro_f1(own, truth), error, float((own == truth).double().mean()))
+        # F1 is no mean of what single images say, but it is one of what groups of them do.
+        outcomes = pseudo_values(lambda kept: macro_f1(own[kept], truth[kept]), len(chosen))
+        accuracy = float((own == truth).double().mean())
+        return Estimate(macro_f1(own, truth), standard_error(outcomes), accuracy, encoded(outcomes))
 
     return score
 

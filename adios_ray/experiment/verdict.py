@@ -19,6 +19,7 @@ from adios_ray.config import TrialConfig, replaced
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import CheckpointError, FaultError, RunError, StorageError
+from adios_ray.evaluation.outcomes import decoded
 from adios_ray.experiment.command import repeating_command
 from adios_ray.experiment.config import ExperimentConfig
 from adios_ray.experiment.resources import WorkerResources, count_workers, nodes
@@ -26,15 +27,14 @@ from adios_ray.experiment.schedule import schedule_of
 from adios_ray.measures import MEASURES
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.comparison import Score, compared
 from adios_ray.search.population import WORST_SCORE
 from adios_ray.search.spaces import load_space
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location
+from adios_ray.tracking.comparison import Score, compared
 from adios_ray.tracking.decisions import Exploit, read_lineage, read_refusals
 from adios_ray.tracking.formatting import label, value_text
 from adios_ray.tracking.lineage import last_rows
-from adios_ray.tracking.outcomes import decoded
 from adios_ray.tracking.records import RunSummary, write_summary
 from adios_ray.tracking.report.run_data import read_run
 from adios_ray.tracking.results import Row, read_results

@@ -12,12 +12,12 @@ from typing import Any
 
 from adios_ray.backend.admission import Admission
 from adios_ray.run_directory import epoch_of, trial_of
-from adios_ray.search.comparison import Difference, Fluctuation, estimated_fluctuation, familywise
 from adios_ray.search.opening import Rung, leaving, stays
 from adios_ray.search.population import WORST_SCORE, Population, scores_at_common_epoch
 from adios_ray.search.scheduler import CONTINUE, PAUSE, STOP, LiveScheduler
 from adios_ray.search.spaces import SearchSpace
 from adios_ray.search.state import Member
+from adios_ray.tracking.comparison import Difference, Fluctuation, estimated_fluctuation, familywise
 
 Explore = Callable[[str, Member, Random], dict[str, Any]]
 """Makes the values of a copy from the trial's name, its donor and the decision's random numbers."""

@@ -13,16 +13,11 @@ from adios_ray.backend.channel import ChannelCalls
 from adios_ray.backend.line import Reply
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
+from adios_ray.evaluation.outcomes import Outcomes, decoded
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.comparison import (
-    Difference,
-    Score,
-    compared,
-    extended,
-    score_at,
-)
 from adios_ray.search.state import Member, Observation, PopulationState, borrows
-from adios_ray.tracking.outcomes import Outcomes, decoded, read_outcomes, write_outcomes
+from adios_ray.tracking.comparison import Difference, Score, compared, extended, score_at
+from adios_ray.tracking.outcomes import read_outcomes, write_outcomes
 from adios_ray.tracking.run import Run
 
 WORST_SCORE = -1e9
@@ -143,7 +138,7 @@ class Population:
         return fitness if before in (None, WORST_SCORE) else weight * float(before or 0) + (1 - weight) * fitness
 
     def compare(self, first: str, second: str) -> Difference:
-        """Compare two trials at the last epoch that both have reported, image by image where outcomes are stored."""
+        """Compare two trials at the last epoch that both have reported, paired where outcomes are stored."""
         one, two = scores_at_common_epoch(self[first], self[second])
         return compared(one, two, self._outcomes(one), self._outcomes(two))
 

@@ -16,7 +16,7 @@ from adios_ray.errors import ConfigError
 from adios_ray.files import append_line, atomic_write, complete_lines
 from adios_ray.run_directory import RunDirectory, epoch_name, newest_epochs, trial_of
 from adios_ray.run_storage import RunStorage
-from adios_ray.search.comparison import LONGEST_HISTORY, History, Score
+from adios_ray.tracking.comparison import LONGEST_HISTORY, History, Score
 from adios_ray.validation import parse_json, read_json
 
 MOST_OUTCOMES = 2 * LONGEST_HISTORY

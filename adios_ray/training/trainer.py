@@ -370,5 +370,5 @@ class Trainer:
 
 
 def _encoded(outcomes: bytes | None) -> str | None:
-    """Encode the outcomes of images for a report."""
+    """Encode outcomes for a report."""
     return None if outcomes is None else base64.b64encode(outcomes).decode()

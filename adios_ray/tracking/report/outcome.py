@@ -12,7 +12,6 @@ from adios_ray.config import STOPPING
 from adios_ray.console import counted
 from adios_ray.run_directory import REPORTS_FILE, RunDirectory
 from adios_ray.tracking.formatting import SLOTS, value_text
-from adios_ray.tracking.outcomes import standard_error
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import sureness
@@ -150,23 +149,19 @@ def _error_of_first(run: RunData) -> float | None:
 
 def _gain_so_far(run: RunData) -> tuple[str, str]:
     """Compare the best of the last reports' trials with the best control, at the last epoch that both have reported."""
-    last = sorted((list(rows.values())[-1] for rows in run.comparable.values()), key=lambda row: row.fitness)
+    # Stable: of equal trials the first comes first, as the one that leads.
+    last = sorted((list(rows.values())[-1] for rows in run.comparable.values()), key=lambda row: -row.fitness)
     controls = [row.trial for row in last if row.trial in run.controls]
     if not controls:
         reason = "no control has a score yet" if run.controls else "the run has no control"
         return "–", LOST_CONTROLS if run.lost_controls else reason
-    name, control = last[-1].trial, controls[-1]
+    name, control = last[0].trial, controls[0]
     if name == control:
         return run.measure.difference_text(0.0), f"{control}, which leads, is itself the control"
     pair = run.rows_at_common_epoch([name, control])
     if not pair:
         return "–", f"{name} and {control}, the control, have no report of the same epoch"
-    outcomes = run.outcomes(pair)
-    if outcomes:
-        error: float | None = standard_error(outcomes[0] - outcomes[1])
-    else:
-        error = _error_of_difference(*(row.standard_error for row in pair))
-    text = run.measure.difference_text(pair[0].fitness - pair[1].fitness, error)
+    text = run.measure.difference_text(pair[0].fitness - pair[1].fitness, run.difference(*pair).standard_error)
     return text, f"{name} minus {control} at epoch {pair[0].epoch}; tested at the end"
 
 

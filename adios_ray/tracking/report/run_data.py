@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -18,10 +18,11 @@ from adios_ray.files import complete_lines
 from adios_ray.measures import Measure
 from adios_ray.run_directory import RunDirectory
 from adios_ray.tracking import decisions, lineage, records, results, run_masks
+from adios_ray.tracking.comparison import Difference, History, Score, compared
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal
 from adios_ray.tracking.lineage import Ancestor
 from adios_ray.tracking.log import Event, read_events
-from adios_ray.tracking.outcomes import Outcomes, mean_is, read_outcomes
+from adios_ray.tracking.outcomes import read_outcomes
 from adios_ray.tracking.overview import State, state_of
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -57,6 +58,7 @@ class RunData:
         config: The resolved configuration.
         space: The search space as plain values; empty if none is stored.
         controls: Trials that keep the configured values and their weights.
+        restarted: Epoch at which each trial had finished before the run was made longer; 0 if it had not.
         dataset: Checksum of the data; None in runs of earlier versions.
         members: Number of trials in the population; hyperopt adds each when it starts.
         events: Everything that happened, in its order; nothing in runs of earlier versions.
@@ -73,6 +75,7 @@ class RunData:
     config: Mapping[str, Any] | None = None
     space: Mapping[str, Any] | None = None
     controls: frozenset[str] = frozenset()
+    restarted: Mapping[str, int] = field(default_factory=dict)
     dataset: str | None = None
     members: int = 0
     events: Sequence[Event] = ()
@@ -131,11 +134,11 @@ class RunData:
     @cached_property
     def ancestral_rows(self) -> list[Row]:
         """The reports of the best weights and their ancestors, by epoch."""
+        return self._along(self.path_of_best)
+
+    def _along(self, path: Iterable[Ancestor]) -> list[Row]:
         return [
-            row
-            for part in self.path_of_best
-            for row in self.by_trial.get(part.trial, ())
-            if part.after < row.epoch <= part.until
+            row for part in path for row in self.by_trial.get(part.trial, ()) if part.after < row.epoch <= part.until
         ]
 
     @property
@@ -240,11 +243,24 @@ class RunData:
         last = max((epoch for rows in self.comparable.values() for epoch in rows), default=0)
         return [rows[last] for rows in self.comparable.values() if last in rows]
 
-    def outcomes(self, rows: Sequence[Row]) -> list[Outcomes]:
-        """Read what single images say in these reports; empty unless all scores are means over the same images."""
-        found = [read_outcomes(self.path, row.trial, row.epoch) for row in rows]
-        known = [own for own, row in zip(found, rows, strict=True) if own is not None and mean_is(own, row.fitness)]
-        return known if len(known) == len(rows) and len({len(own) for own in known}) == 1 else []
+    def history(self, row: Row) -> History:
+        """Return the scores of a report's weights and their ancestors, as a decision about the trial knew them.
+
+        Reports without a number are left out, and those before the run was made longer.
+        """
+        rows, restarted = self._along(lineage.ancestry(self.exploits, row.trial, row.epoch)), self.restarted
+        return tuple(
+            _score(each) for each in rows if math.isfinite(each.fitness) and each.epoch > restarted.get(row.trial, 0)
+        )
+
+    def difference(self, first: Row, second: Row) -> Difference:
+        """Compare two reports, paired where outcomes of the same images are stored."""
+        outcomes = (read_outcomes(self.path, row.trial, row.epoch) for row in (first, second))
+        return compared(_score(first), _score(second), *outcomes)
+
+
+def _score(row: Row) -> Score:
+    return Score(row.epoch, row.fitness, row.standard_error, row.trial)
 
 
 def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None = None) -> RunData:
@@ -267,6 +283,7 @@ def read_run(run_dir: Path, uri: str | None = None, summary: RunSummary | None =
         records.read_config(run_dir),
         _read_space(RunDirectory(run_dir).space),
         frozenset(name for name, member in population.members.items() if member.control),
+        {name: member.restarted_epoch for name, member in population.members.items()},
         population.dataset,
         len(population.members),
         *read_events(run_dir),
@@ -302,6 +319,7 @@ def _read_space(path: Path) -> dict[str, Any]:
 class _Member(BaseModel):
     control: bool = False
     epoch: int | None = None
+    restarted_epoch: int = 0
 
 
 class _Population(BaseModel):

@@ -17,10 +17,11 @@ from adios_ray.config import EVOLVING
 from adios_ray.console import counted
 from adios_ray.measures import share_error
 from adios_ray.tracking import lineage
+from adios_ray.tracking.comparison import estimated_fluctuation, familywise
 from adios_ray.tracking.formatting import HEADINGS, label, value_text
 from adios_ray.tracking.report.mask_statistics import slot_overlaps, slot_statistics
 from adios_ray.tracking.report.run_data import RunData
-from adios_ray.tracking.report.significance import SIGNIFICANT, p_of, p_paired, p_unpaired
+from adios_ray.tracking.report.significance import SIGNIFICANT, p_of
 from adios_ray.tracking.results import Row
 
 COPIES_FROM = 0.8
@@ -112,22 +113,24 @@ def gain_over_control(run: RunData) -> Iterator[Verdict]:
 
 
 def alike_trials(run: RunData) -> Iterator[Verdict]:
-    """Say whether the trials' scores at one epoch differ by more than the choice of validation images explains."""
+    """Say whether the best and the worst score at one epoch differ by more than the noise, as tested before a copy."""
     known = [row for row in run.rows_at_one_epoch() if row.standard_error]
     if len(known) < 2:
         return
-    outcomes = run.outcomes(known)
-    p = p_paired(outcomes) if outcomes else p_unpaired(known)
-    values, text = [row.fitness for row in known], run.measure.text
+    worst, *_, best = sorted(known, key=lambda row: row.fitness)
+    fluctuation = estimated_fluctuation(run.history(row) for row in known)
+    difference = run.difference(best, worst).with_fluctuation(fluctuation)
+    p, text = familywise(difference.z or 0.0, len(known), difference.freedom), run.measure.text
     evidence = (
-        f"the scores of {len(known)} trials at epoch {known[0].epoch} are between "
-        f"{text(min(values))} and {text(max(values))}, "
-        f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} "
-        f"(p {p:.2g}, {'image by image' if outcomes else 'as if of different images'})"
+        f"the scores of {len(known)} trials at epoch {best.epoch} are between "
+        f"{text(worst.fitness)} and {text(best.fitness)}, "
+        f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} over images, "
+        f"and reports fluctuate by {run.measure.difference_text(math.sqrt(fluctuation.variance))} "
+        f"(p {p:.2g}, {'on the same images' if difference.paired else 'as if of different images'})"
     )
     if p < SIGNIFICANT:
         yield Verdict("good", "The trials differ by more than the noise", evidence)
-    elif not outcomes:
+    elif not difference.paired:
         advice = "scores of the same images differ by less than such a test can see: compare them on the test split"
         yield Verdict("look", "The last scores do not tell the trials apart", evidence, advice)
     elif run.evolves:

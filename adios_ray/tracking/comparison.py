@@ -1,4 +1,7 @@
-"""Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other."""
+"""Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other.
+
+Decisions of a population and the verdicts of a report are by the same test.
+"""
 
 import math
 from bisect import bisect_left
@@ -9,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adios_ray.tracking.outcomes import Outcomes, mean_is, standard_error
+from adios_ray.evaluation.outcomes import Outcomes, standard_error
 
 
 class Score(NamedTuple):
@@ -84,12 +87,14 @@ class Difference(NamedTuple):
         standard_error: Of the difference, in the same units; None where the reports say nothing about theirs.
         z: Difference over standard error; None without one.
         freedom: Degrees of freedom of the standard error; infinite where images alone determine it.
+        paired: Whether the error is that of the same images' differences.
     """
 
     value: float
     standard_error: float | None = None
     z: float | None = None
     freedom: float = math.inf
+    paired: bool = False
 
     def with_fluctuation(self, fluctuation: Fluctuation) -> "Difference":
         """Add to the error that each of the two reports also fluctuates by what no image shows."""
@@ -100,7 +105,7 @@ class Difference(NamedTuple):
         error = math.sqrt(total)
         # Satterthwaite 1946, with the images' part as known: there are hundreds of them.
         freedom = math.inf if added < _SURE * total else fluctuation.freedom * (total / added) ** 2
-        return Difference(self.value, error, _ratio(self.value, error), freedom)
+        return self._replace(standard_error=error, z=_ratio(self.value, error), freedom=freedom)
 
 
 def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
@@ -145,10 +150,10 @@ def estimated_fluctuation(histories: Iterable[History]) -> Fluctuation:
 
 
 def paired(first: Outcomes, second: Outcomes) -> Difference:
-    """Compare two trials image by image: what makes an image hard for both cancels out."""
+    """Compare two trials image by image, or group by group: what makes an image hard for both cancels out."""
     differences = first - second
     mean, error = float(differences.mean()), standard_error(differences)
-    return Difference(mean, error, _ratio(mean, error))
+    return Difference(mean, error, _ratio(mean, error), paired=True)
 
 
 def unpaired(first: Score, second: Score) -> Difference:
@@ -161,11 +166,20 @@ def unpaired(first: Score, second: Score) -> Difference:
 
 
 def compared(first: Score, second: Score, outcomes: Outcomes | None, others: Outcomes | None) -> Difference:
-    """Compare two scores image by image where they are the means of their reports' outcomes, else by their errors."""
-    if outcomes is not None and others is not None:
-        if mean_is(outcomes, first.value) and mean_is(others, second.value):
+    """Compare two scores paired where they are the means of outcomes of the same images, else by their errors."""
+    if outcomes is not None and others is not None and len(outcomes) == len(others):
+        if _mean_is(outcomes, first.value) and _mean_is(others, second.value):
             return paired(outcomes, others)
     return unpaired(first, second)
+
+
+def _mean_is(outcomes: Outcomes, value: float) -> bool:
+    """Return whether a score is the mean of outcomes, which are rounded to bytes.
+
+    A score that is smoothed over reports is no such mean, nor is macro F1 of the outcomes that earlier versions stored
+    with it: these would test something else than what ranks the trials.
+    """
+    return abs(float(outcomes.mean()) - value) < 1 / 255
 
 
 def familywise(z: float, trials: int, freedom: float = math.inf) -> float:
