@@ -209,9 +209,9 @@ def explain(
     return "; ".join(complaints)
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Propose the most similar known word, as the rest of a sentence; empty if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Propose the most similar known word, as the rest of a sentence; empty if none is similar, or it is no text."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -1,6 +1,7 @@
 """Masks of any images as files, the exported occlusion model, masks of tokens."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -352,8 +353,10 @@ def test_masks_of_tokens_are_means_over_patches(checkpoint: Path) -> None:
     parts = [whole[:, :, row : row + 8, column : column + 8].mean(dim=(2, 3)) for row, column in corners]
     torch.testing.assert_close(tokens, torch.stack(parts, dim=-1), rtol=0, atol=1e-6)
     torch.testing.assert_close(tokens.sum(dim=1), torch.ones(2, 16), rtol=0, atol=1e-6)
-    for patch in (0, -8, 7, 64):
-        with pytest.raises(UsageError, match=f"patch {patch} does not divide the images' side of 32 pixels"):
+    torch.testing.assert_close(occlusion.token_masks(x, 8.0), tokens, rtol=0, atol=0)  # type: ignore[arg-type]
+    unusable: tuple[Any, ...] = (0, -8, 7, 64, 0.5, "8", None, [8])
+    for patch in unusable:
+        with pytest.raises(UsageError, match=re.escape(f"patch {patch!r} does not divide the images' side of 32")):
             occlusion.token_masks(x, patch)
     with pytest.raises(UsageError, match=r"takes images \[B, 3, 32, 32\], not \[2, 3, 64, 64\]"):
         occlusion(torch.randn(2, 3, 64, 64))
