@@ -20,8 +20,8 @@ from adios_ray import retry
 from adios_ray.arguments import parse_arguments
 from adios_ray.cli import main
 from adios_ray.commands.doctor import Doctor
-from adios_ray.data import prepare as preparation
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import AGAIN
 from adios_ray.ray_private import JOB_CONFIG_VARIABLE
 from adios_ray.store import Store
 
@@ -212,15 +212,25 @@ runpy.run_module("adios_ray", run_name="__main__")
     assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
 
 
-def test_interruption_prints_how_to_resume(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("dry_run", "function", "line"),
+    [(None, "prepare._run", f"interrupted; {AGAIN}"), (True, "plan.make_plan", "interrupted")],
+)
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    dry_run: bool | None,
+    function: str,
+    line: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "prepare", interrupted)
-    assert main(options(source=images, output=tmp_path / "out")) == 130
-    assert "run the same command again to resume" in capsys.readouterr().err
+    monkeypatch.setattr(f"adios_ray.data.{function}", interrupted)
+    assert main(options(source=images, output=tmp_path / "out", dry_run=dry_run)) == 130
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.ray

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 
 from adios_ray.config import LINEAR_RATES, TRANSFER_RATES, CentralView, Count, Positive, Rates, Seed
-from adios_ray.errors import EvaluationError, UsageError
+from adios_ray.errors import EvaluationError, UsageError, resumable
 from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
@@ -214,7 +214,8 @@ class Transfer:
         from adios_ray.evaluation.transfer import FOLDER, transfer
         from adios_ray.local_cache import cache_folder
 
-        return transfer(subject, self.config, cache_folder(FOLDER))
+        with resumable():
+            return transfer(subject, self.config, cache_folder(FOLDER))
 
     @property
     def config(self) -> "TransferConfig":
