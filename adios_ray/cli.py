@@ -150,4 +150,4 @@ def _lasting_places(command: object) -> Iterator[tuple[str, Location | None]]:
     if isinstance(command, Evaluate) and command.ray:
         yield "--data-dir", command.data_dir
         if isinstance(command.kind, Robustness):
-            yield from (("--variation", text.partition("=")[2]) for text in command.kind.variation)
+            yield from (("--variation", place) for place in command.kind.variations.values())

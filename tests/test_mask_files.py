@@ -255,7 +255,7 @@ def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, caps
         ("--images none in --output o", "none does not exist"),
         ("--images empty --output o", "there are no images in empty"),
         ("--images in --output in/masks", "--output in/masks is inside --images in"),
-        ("--images in --output file", "--output file is a file"),
+        ("--images in --output file", "--output file cannot be written: "),
         ("--images in --stretch 3 --output o", "--stretch 3 must be file, or a bit depth from 9 to 16"),
         ("--data-dir d --format npz --output o", "--format npz is for --images; --data-dir draws a PNG"),
         ("--data-dir d --stretch 12 --overlay --output o", "--overlay, --stretch is for --images"),
@@ -388,3 +388,5 @@ def test_checkpoint_and_outputs_at_uris(checkpoint: Path, tmp_path: Path, capsys
         assert set(Store(f"{server.uri}/masks").find()) == local
         capsys.readouterr()
         assert main(command) == 2 and f"--output {server.uri}/masks is not empty" in capsys.readouterr().err
+        assert main([*command[:-1], "s3://no-bucket/masks"]) == 2  # before masks are made
+        assert "storage s3://no-bucket/masks cannot be written to" in capsys.readouterr().err

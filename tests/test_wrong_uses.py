@@ -311,6 +311,15 @@ CASES = {
     "masks --checkpoint nowhere --images images --output out": "weights nowhere do not exist",
     "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "evaluate robustness --checkpoint a --data-dir data --variation b=no_test --output no_test/r.json": (
+        "--output no_test/r.json would change no_test, which is read"
+    ),
+    "masks --checkpoint a --data-dir data --output data/m.png": "--output data/m.png would change data, which is read",
+    "masks --checkpoint made.safetensors --images photo.png --output made.safetensors": "would change made.safetensors",
+    "masks --checkpoint made.safetensors --images photo.png --output file": "--output file cannot be written: ",
+    "masks --checkpoint made.safetensors --images photo.png --output /proc/m": "/proc/m cannot be written: /proc: No",
+    "report run bad_run --output run/report.html": "--output run/report.html would change run, which is read",
+    "export --checkpoint s3://b/a/ --output s3://b/a/e.safetensors": "s3://b/a/e.safetensors would change s3://b/a/,",
     "export --checkpoint a --output other.safetensors": "other.safetensors is there already, and of another kind",
     "export --checkpoint a --output old.onnx": "old.onnx is there already, and of another kind",
     "export --checkpoint a --output made.safetensors": "made.safetensors is there already, and of another kind",
