@@ -180,17 +180,17 @@ def test_what_is_no_image_is_named(
     (tmp_path / "in" / "notes.txt").write_text("no image")
     long = drawn(tmp_path / "in" / f"{'n' * 226}.png", 20, 20)
     cut = (tmp_path / "in" / "z.png").read_bytes()[:60]
-    (tmp_path / "in" / "a" / "cut.png").write_bytes(cut)
+    (tmp_path / "in" / "a" / "cut\n.png").write_bytes(cut)
     assert masks(checkpoint, tmp_path / "in", tmp_path / "out", "--hard") == 0
     captured = capsys.readouterr()
-    assert "refused: a/cut.png: damaged PNG" in captured.err and "7/7" in captured.err
+    assert "refused: a/cut\\n.png: damaged PNG" in captured.err and "7/7" in captured.err
     assert "passed over: not an image: 1 files, notes.txt" in captured.out
     assert "5 images, 3 masks each, 2 refused: masks.json has the reasons" in captured.out
     names = [f"{name}.masks.png" for name in ("a/x.jpg", "a/x.png", "b/x.png", "b/y.png", "z.png")]
     assert listed(tmp_path / "out") == sorted([*names, "masks.json"])
     summary = json.loads((tmp_path / "out" / "masks.json").read_text())
     assert (summary["images"], summary["slots"], summary["hard"]) == (5, SLOTS, True)
-    assert sorted(summary["refused"]) == ["a/cut.png", long.name] and summary["passed_over"] == {
+    assert sorted(summary["refused"]) == ["a/cut\n.png", long.name] and summary["passed_over"] == {
         "not an image": [1, ["notes.txt"]]
     }
 

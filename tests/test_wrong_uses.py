@@ -497,6 +497,9 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
     assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+    assert main(["runs", "--storage", str(tmp_path / "done")]) == 2
+    advice = f"--storage {tmp_path}/done is a run: name the directory that holds it, {tmp_path}"
+    assert capsys.readouterr().err == f"error: {advice}\n"
 
 
 def test_one_odd_folder_hides_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from adios_ray.config import MaskFormat, Strict
-from adios_ray.console import progress_bar
+from adios_ray.console import printable, progress_bar
 from adios_ray.data.augment import center_view
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.image_files import read_image_file
@@ -213,7 +213,8 @@ def write_masks(
             for name, image in zip(names, pool.map(read, [images.root / name for name in names]), strict=True):
                 if isinstance(image, RefusedImageError):
                     refused[name] = str(image)
-                    progress.console.print(f"refused: {name}: {image}", markup=False, highlight=False, soft_wrap=True)
+                    line = f"refused: {printable(name)}: {image}"
+                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 else:
                     usable[name] = image
                     if image.note:
