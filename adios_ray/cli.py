@@ -15,7 +15,7 @@ from adios_ray.commands.evaluate import Evaluate, Robustness
 from adios_ray.commands.masks import Masks
 from adios_ray.commands.report import Report
 from adios_ray.commands.runs import Runs
-from adios_ray.commands.training import RESUMES, TRAIN, Replay, Train, train
+from adios_ray.commands.training import TRAIN, Replay, Train, train
 from adios_ray.commands.weights import Export, ImportOfficial, Reproduce
 from adios_ray.errors import exit_status
 from adios_ray.experiment.command import check_in_job
@@ -111,10 +111,6 @@ DESCRIPTION = (
 )
 FIRST_STEPS = ("adios-ray train --preset demo", "adios-ray runs", "adios-ray report runs/RUN --open")
 
-_AGAIN = "run the same command again to resume"
-_RESUMES: Mapping[type, str] = {Prepare: _AGAIN, Evaluate: _AGAIN, Replay: RESUMES}
-"""How to continue each command that can be interrupted without loss."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -139,12 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = parse_arguments(Command, arguments, program=PROGRAM, description=DESCRIPTION, examples=examples)
         assert not isinstance(command, Train)  # handled above
         check_in_job(_lasting_places(command))
-        try:
-            command.run()
-        except KeyboardInterrupt as stop:
-            if (advice := _RESUMES.get(type(command))) and not hasattr(stop, "__notes__"):
-                stop.add_note(advice)
-            raise
+        command.run()
 
     return exit_status(run)
 
@@ -159,4 +150,4 @@ def _lasting_places(command: object) -> Iterator[tuple[str, Location | None]]:
     if isinstance(command, Evaluate) and command.ray:
         yield "--data-dir", command.data_dir
         if isinstance(command.kind, Robustness):
-            yield from (("--variation", text.partition("=")[2]) for text in command.kind.variation)
+            yield from (("--variation", place) for place in command.kind.variations.values())

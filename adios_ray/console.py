@@ -1,5 +1,6 @@
 """Consoles for lines and progress, and numbers in them."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,11 @@ def say(text: str) -> None:
 def say_aside(text: str) -> None:
     """Print a line to standard error, since standard output may be for a JSON object; see ``dispensable``."""
     write_line(text, sys.stderr)
+
+
+def printable(name: object) -> str:
+    """Write a name, such as that of a file, with its newlines and other control characters escaped."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], str(name))
 
 
 def counted(number: int, noun: str) -> str:

@@ -180,6 +180,20 @@ def _stop(number: int, frame: object) -> None:
     raise Interrupted(number)
 
 
+AGAIN = "run the same command again to resume"
+
+
+@contextmanager
+def resumable(advice: str = AGAIN) -> Iterator[None]:
+    """Note on an interruption of the block how to resume, unless a block within has noted it; see ``exit_status``."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not hasattr(stop, "__notes__"):
+            stop.add_note(advice)
+        raise
+
+
 def exit_status(program: Callable[[], object], on_interrupt: str = "") -> int:
     """Run a program, and print an expected error as one line on standard error.
 

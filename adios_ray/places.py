@@ -90,24 +90,52 @@ def check_output_file(location: Location, mark: str, *inputs: Location) -> None:
         *inputs: What is read.
 
     Raises:
-        UsageError: If not. Of a URI, nothing is checked.
+        UsageError: If not. Of a URI, it is only checked against the inputs.
     """
-    if (path := local_path(location)) is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"--output {location} is a directory; name a file")
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    path = local_path(location)
+    if path is not None:
+        if path.is_dir():
+            raise UsageError(f"--output {location} is a directory; name a file")
+        check_output_folder(location, path.absolute().parent)
+    check_unread(location, *inputs)
+    if path is not None and path.is_file() and not _contains(path, mark):
+        raise UsageError(f"--output {location} is there already, and of another kind: remove it, or name another file")
+
+
+def check_output_folder(location: Location, folder: Path) -> None:
+    """Check that ``--output`` can be written to a local folder, which may not exist yet.
+
+    Args:
+        location: What ``--output`` names.
+        folder: Absolute path of the folder.
+
+    Raises:
+        UsageError: If not.
+    """
+    above = next(each for each in (folder, *folder.parents) if each.exists())
     if not above.is_dir():
         raise UsageError(f"--output {location} cannot be written: {above} is a file, not a directory")
     try:
         check_writable(above)
     except OSError as error:
         raise UsageError(f"--output {location} cannot be written: {above}: {error.strerror or error}") from None
+
+
+def check_unread(location: Location, *inputs: Location) -> None:
+    """Check that ``--output`` names none of the inputs, nor a place inside one.
+
+    Raises:
+        UsageError: If it does.
+    """
+    path = local_path(location)
     for place in inputs:
-        if (own := local_path(place)) is not None and path.resolve().is_relative_to(own.resolve()):
-            raise UsageError(f"--output {location} would change {place}, which is read: name another file")
-    if path.is_file() and not _contains(path, mark):
-        raise UsageError(f"--output {location} is there already, and of another kind: remove it, or name another file")
+        own = local_path(place)
+        if path is not None and own is not None:
+            inside = path.resolve().is_relative_to(own.resolve())
+        else:
+            inside = f"{location}/".startswith(f"{str(place).rstrip('/')}/")
+        if inside:
+            raise UsageError(f"--output {location} would change {place}, which is read: choose another place")
 
 
 def _contains(path: Path, mark: str) -> bool:

@@ -158,7 +158,7 @@ _WORDS = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
     **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
-    **dict.fromkeys(("string_type", "invalid_key"), "must be a text"),
+    **dict.fromkeys(("string_type", "path_type", "invalid_key"), "must be a text"),
     **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must be a mapping from names to values"),
     "too_short": "must have at least {min_length} items, not {actual_length}",
@@ -206,12 +206,12 @@ def explain(
         else:
             subject = spell(path or "value", _short(value))
             complaints.append(f"{subject} {message}" if message.startswith("must") else f"{subject}: {message}")
-    return "; ".join(complaints)
+    return "; ".join(dict.fromkeys(complaints))  # alternatives of a union may have the same
 
 
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Propose the most similar known word, as the rest of a sentence; empty if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Propose the most similar known word, as the rest of a sentence; empty if none is similar, or it is no text."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.7) if isinstance(word, str) else []
     return f"; did you mean {near[0]}?" if near else ""
 
 

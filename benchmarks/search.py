@@ -52,6 +52,7 @@ from adios_ray.errors import ConfigError, exit_status
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.experiment.presets import preset_config
 from adios_ray.files import append_line, complete_lines
+from adios_ray.places import check_output_file
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.spaces import Search, SearchSpace, load_space
 from adios_ray.search.state import PopulationState
@@ -261,6 +262,7 @@ def main(
         raise ConfigError(f"there is no row {', '.join(sorted(unknown))}; choose among {', '.join(RIVALS)}")
     if data_dir is None:
         raise ConfigError("--data-dir must name the prepared data set")
+    check_output_file(output, '{"data":')
     torch.set_num_threads(1)
     output = output.absolute()  # checkpoints are found below the run directory by absolute paths
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -25,14 +25,15 @@ import torch
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count, TrialConfig
 from adios_ray.data.manifest import read_manifest
-from adios_ray.errors import exit_status
+from adios_ray.errors import UsageError, exit_status
 from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.linear import accuracy, logistic_regression
 from adios_ray.experiment.presets import preset_config
-from adios_ray.places import require_local
+from adios_ray.files import append_line, complete_lines
+from adios_ray.places import check_output_file, require_local
 from adios_ray.store import Location, split_location
 from adios_ray.training.trainer import Trainer
-from adios_ray.validation import parse
+from adios_ray.validation import parse, parse_json
 
 ORDERS = ("simultaneous", "alternating")
 Recipe = Literal["photographs", "objects"]
@@ -47,6 +48,8 @@ RECIPES: Mapping[Recipe, Mapping[str, Any]] = {
     },
     "objects": preset_config("demo").trial().model_dump(exclude_unset=True),
 }
+MARK = '{"data": '
+"""How each line of the output begins."""
 PENALTY = 10
 """Weight of half the sum of squared weights beside the sum of all images' losses."""
 
@@ -132,20 +135,21 @@ def _with_deviation(values: list[float]) -> str:
 def main(options: Options) -> None:
     """Train the runs that are missing, then print the table."""
     torch.set_num_threads(options.threads)
-    output = require_local(options.output, "--output")
+    name, output = name_of(options.data_dir), require_local(options.output, "--output")
+    check_output_file(output, MARK, options.data_dir)
+    lines = enumerate(complete_lines(output).splitlines(), start=1)
+    runs = [parse_json(dict[str, Any], line, f"{output}, line {number}", UsageError) for number, line in lines]
+    done = {(*_kind(run), run["seed"]) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
-    runs = [json.loads(line) for line in output.read_text().splitlines()]
-    done = {(*_kind(run), run["seed"]) for run in runs}
     # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.
     for seed in range(options.seeds):
         for order in ORDERS:
-            if (name_of(options.data_dir), options.recipe, options.epochs, order, seed) in done:
+            if (name, options.recipe, options.epochs, order, seed) in done:
                 continue
             # Written after each run, so that an interruption loses one run at most.
             runs.append(train(options, order, seed))
-            with output.open("a") as file:
-                file.write(json.dumps(runs[-1]) + "\n")
+            append_line(output, json.dumps(runs[-1]))
     print(table(runs))
 
 

@@ -13,8 +13,8 @@ weights are the same bit for bit (on the same machine, with the number of thread
 import sys
 
 from adios_ray.arguments import parse_arguments
-from adios_ray.commands.training import RESUMES, Replay
+from adios_ray.commands.training import Replay
 from adios_ray.errors import exit_status
 
 if __name__ == "__main__":
-    sys.exit(exit_status(lambda: parse_arguments(Replay, description=__doc__).run(), RESUMES))
+    sys.exit(exit_status(lambda: parse_arguments(Replay, description=__doc__).run()))

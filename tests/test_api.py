@@ -82,6 +82,7 @@ def test_evaluation_from_python_is_that_of_the_command(objects_dir: Path, tmp_pa
         ({"checkpoint": None}, "checkpoint = None must be a path or a URI"),
         ({"checkpoint": [file, 3]}, "checkpoint = 3 must be a path or a URI"),
         ({"data_dir": None}, "data_dir = None must be a path or a URI"),
+        ({"kind": "robustness", "baseline": 3}, "evaluation robustness: baseline = 3 must be a text$"),
     ]
     for wrong, message in mistakes:
         with pytest.raises(UsageError, match=message):
@@ -117,10 +118,14 @@ def test_settings_of_a_training_are_those_of_the_command_line(tmp_path: Path, mo
         ({"masking": {"sparsity_weight": True}}, "masking.sparsity_weight = True must be a number"),
         ({"space": 3}, "space = 3 must be a path or a URI"),
         ({"data_dir": 3}, "data_dir = 3 must be a path or a URI"),
+        ({"preset": 3}, "there is no preset 3; choose one of demo, clevr, in100, in100s, stl10$"),
+        ({"preset": "in100s", "family": 3}, "family 3 must be one of paper, authors$"),
+        ({"preset": "in100s", "objective": {"name": 3}}, "objective.name 3 must be one of simclr, .*, pixel$"),
+        ({"preset": "in100s", "masking": {"scheme": ["a"]}}, r"masking.scheme \['a'\] must be one of adios, "),
     ]
     for wrong, message in mistakes:
         with pytest.raises(InputError, match=message):
-            adios_ray.train(preset="demo", **wrong)
+            adios_ray.train(**{"preset": "demo", **wrong})
 
 
 def test_places_are_paths_or_uris() -> None:

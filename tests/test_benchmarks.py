@@ -6,8 +6,11 @@ import json
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import features
 import numpy as np
@@ -22,6 +25,7 @@ from startup import first_step
 from torch import Tensor, nn
 
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import DatasetError, UsageError
 from adios_ray.search.state import Observation, PopulationState
 from adios_ray.tracking.decisions import Exploit, append_decision, begin_lineage
 
@@ -71,6 +75,10 @@ def test_a_benchmark_prints_one_json_object(command: str, tmp_path: Path) -> Non
         ("prepare.py --source /nonexistent", "/nonexistent has no JPEGs"),
         ("schedulers.py --seeds 0", "--seeds 0 must be greater than or equal to 1"),
         ("shared_pages.py --trials 1", "--trials 1 must be greater than or equal to 2"),
+        (
+            f"search.py --data objects --data-dir data --output {BENCHMARKS / 'step.py'}",
+            f"--output {BENCHMARKS / 'step.py'} is there already, and of another kind: remove it, or name another file",
+        ),
         ("step.py --rows 99", "--rows 99: the rows are 0 to 14"),
         ("step.py --rouns 3", "--rouns is not known; did you mean --rounds?"),
         (
@@ -87,6 +95,38 @@ def test_a_wrong_use_ends_in_one_line(
     with pytest.raises(SystemExit, match="2"):
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
     assert capsys.readouterr() == ("", f"error: {refusal}\n")
+
+
+def test_a_comparison_of_orders_resumes_behind_a_line_that_was_cut_off(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = runpy.run_path(str(BENCHMARKS.parent / "experiments" / "compare_orders.py"))
+    main, output = script["main"], tmp_path / "deep" / "orders.jsonl"
+    options = partial(script["Options"], objects_dir, seeds=1, threads=torch.get_num_threads())
+    trained = []
+
+    def train(options: Any, order: str, seed: int) -> dict[str, Any]:
+        trained.append(order)
+        run = {"data": script["name_of"](options.data_dir), "recipe": options.recipe, "order": order, "seed": seed}
+        return {**run, "epochs": options.epochs, "knn": 50.0, "linear": 50.0, "seconds": 1}
+
+    monkeypatch.setitem(main.__globals__, "train", train)
+    with pytest.raises(DatasetError, match="no data set in"):
+        main(replace(options(output), data_dir=tmp_path / "nowhere"))
+    assert not output.parent.exists()
+    main(options(output))
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-9])
+    main(options(output))
+    assert trained == ["simultaneous", "alternating", "alternating"] and output.read_bytes() == whole
+    output.write_bytes(whole[:9] + whole)
+    with pytest.raises(UsageError, match="orders.jsonl, line 1: not JSON"):
+        main(options(output))
+    foreign = tmp_path / "note.txt"
+    foreign.write_text("no run")
+    with pytest.raises(UsageError, match="is there already, and of another kind"):
+        main(options(foreign))
+    assert foreign.read_text() == "no run"
 
 
 class Counter(nn.Module):

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from adios_ray import retry
 from adios_ray.arguments import parse_arguments
 from adios_ray.cli import main
 from adios_ray.commands.doctor import Doctor
-from adios_ray.data import prepare as preparation
+from adios_ray.data.plan import ShardJob
 from adios_ray.data.shards import open_shards
+from adios_ray.errors import AGAIN
 from adios_ray.ray_private import JOB_CONFIG_VARIABLE
 from adios_ray.store import Store
 
@@ -212,15 +214,25 @@ runpy.run_module("adios_ray", run_name="__main__")
     assert (interrupted.returncode, interrupted.stderr) == (130, "interrupted\n")
 
 
-def test_interruption_prints_how_to_resume(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("dry_run", "function", "line"),
+    [(None, "prepare._run", f"interrupted; {AGAIN}"), (True, "plan.make_plan", "interrupted")],
+)
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    dry_run: bool | None,
+    function: str,
+    line: str,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(preparation, "prepare", interrupted)
-    assert main(options(source=images, output=tmp_path / "out")) == 130
-    assert "run the same command again to resume" in capsys.readouterr().err
+    monkeypatch.setattr(f"adios_ray.data.{function}", interrupted)
+    assert main(options(source=images, output=tmp_path / "out", dry_run=dry_run)) == 130
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.ray
@@ -269,6 +281,34 @@ def test_images_in_larger_files_have_no_folder_to_group_by(tmp_path: Path, capsy
     assert "--group-by folder is for files of single images; give an expression for names such as unlabeled/" in error
     assert main([*command, "--group-by", r"video\d"]) == 0
     assert "train 12, test 4, val 4" in capsys.readouterr().out
+
+
+def test_names_are_printed_without_their_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(jobs: Sequence[ShardJob], planned: int, task: Callable[[dict[str, str]], object], check: object) -> None:
+        for job in jobs:  # without Ray
+            task({"job": job.model_dump_json()})
+
+    monkeypatch.setattr("adios_ray.data.prepare._run", run)
+    source, frames = tmp_path / "images", [Image.new("RGB", (40, 40), color) for color in ("red", "blue")]
+    for name in ("new\nline", "b\x1b[31m"):
+        (source / "train" / name).mkdir(parents=True)
+        frames[0].save(source / "train" / name / "a\r\u2028.gif", save_all=True, append_images=frames[1:])
+    (source / "train" / "new\nline" / "cut\n.png").write_bytes(b"no image")
+    (source / "note\n.txt").touch()
+    counts = {"val_images": 0, "test_images": 0}
+    command = options(source=source, output=tmp_path / "out", max_bad_fraction=1, **counts)
+    assert main([*command, "--dry-run"]) == 0
+    found, *classes = capsys.readouterr().out.splitlines()[-3:]
+    assert found == r"passed over, not an image: 1 (note\n.txt)"
+    assert classes == [r"  b\x1b[31m: train 1", r"  new\nline: train 2"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert r"refused: train/new\nline/cut\n.png: not an image in" in said
+    assert r"first is used: 2 images, such as train/" in said and r"/a\r\u2028.gif" in said
+    assert r"have another label: train/b\x1b[31m/a\r\u2028.gif and train/new\nline/a\r\u2028.gif" in said
+    assert not set(said) & set("\r\x1b\u2028")
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from adios_ray.errors import (
     StorageError,
     check_stop,
     exit_status,
+    resumable,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -47,6 +48,15 @@ def test_an_expected_error_is_one_line_and_a_status(
 ) -> None:
     assert exit_status(lambda: raiser(error), "run it again") == status
     assert capsys.readouterr().err == line + "\n"
+
+
+def test_the_innermost_block_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    def program() -> None:
+        with resumable(), resumable("continue there"):
+            raise KeyboardInterrupt
+
+    assert exit_status(program, "run it again") == 130
+    assert capsys.readouterr().err == "interrupted; continue there\n"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the destructor's, which is dropped

@@ -31,7 +31,7 @@ from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
 from adios_ray.data.shards import Dataset, open_shards
-from adios_ray.errors import EvaluationError, RunError
+from adios_ray.errors import AGAIN, EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
 from adios_ray.evaluation import kinds, label_free
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
@@ -524,6 +524,30 @@ def test_each_kind_prints_one_object(
     recorded = [printed["configuration"][name] for name in ("origin", "data", "version", "torch")]
     assert recorded == ["made for a test", str(data), adios_ray.__version__, torch.__version__]
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "function", "line"),
+    [
+        ("transfer", "transfer.train_classifier", f"interrupted; {AGAIN}"),
+        ("linear", "kinds.evaluate_linear", "interrupted"),
+    ],
+)
+def test_an_interruption_says_how_to_resume_where_there_is_something_to(
+    kind: str,
+    function: str,
+    line: str,
+    checkpoint: str,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"adios_ray.evaluation.{function}", interrupted)
+    assert main(["evaluate", kind, "--checkpoint", checkpoint, "--data-dir", str(data)]) == 130
+    assert capsys.readouterr().err == f"{line}\n"
 
 
 @pytest.mark.slow

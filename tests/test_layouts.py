@@ -19,7 +19,7 @@ from adios_ray.config import FolderLayout
 from adios_ray.data.prepare import prepare
 from adios_ray.data.sources.folder import OUTSIDE
 from adios_ray.data.sources.folder import source as folder_source
-from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_IMAGE, RAW, TOOLS, walk
+from adios_ray.data.sources.walk import BROKEN_LINK, HIDDEN, NO_FILE, NO_IMAGE, RAW, TOOLS, walk
 from adios_ray.errors import DatasetError, RefusedImageError
 from adios_ray.store import Store
 
@@ -44,10 +44,12 @@ def test_every_file_is_an_image_or_passed_over_for_a_reason(tmp_path: Path) -> N
         (tmp_path / name).write_bytes(b"\0\5\26\7")
     (tmp_path / "dog").mkdir()
     (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "link.png").symlink_to(tmp_path / "cat" / "pipe.png")
     found = walk(tmp_path)
     assert sorted(found.images) == ["cat/1.png", "cat/no_ending", "cat/photo.JFIF"] and found.empty == ["dog"]
-    assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1}
-    assert found.found == 13 == len(found.images) + found.passed_over.total
+    assert counted(tmp_path) == {HIDDEN: 3, TOOLS: 4, NO_IMAGE: 2, BROKEN_LINK: 1, NO_FILE: 2}
+    assert found.found == 15 == len(found.images) + found.passed_over.total
     assert "notes.txt" in found.passed_over[NO_IMAGE].examples
 
 

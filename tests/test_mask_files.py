@@ -1,6 +1,7 @@
 """Masks of any images as files, the exported occlusion model, masks of tokens."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,17 +180,17 @@ def test_what_is_no_image_is_named(
     (tmp_path / "in" / "notes.txt").write_text("no image")
     long = drawn(tmp_path / "in" / f"{'n' * 226}.png", 20, 20)
     cut = (tmp_path / "in" / "z.png").read_bytes()[:60]
-    (tmp_path / "in" / "a" / "cut.png").write_bytes(cut)
+    (tmp_path / "in" / "a" / "cut\n.png").write_bytes(cut)
     assert masks(checkpoint, tmp_path / "in", tmp_path / "out", "--hard") == 0
     captured = capsys.readouterr()
-    assert "refused: a/cut.png: damaged PNG" in captured.err and "7/7" in captured.err
+    assert "refused: a/cut\\n.png: damaged PNG" in captured.err and "7/7" in captured.err
     assert "passed over: not an image: 1 files, notes.txt" in captured.out
     assert "5 images, 3 masks each, 2 refused: masks.json has the reasons" in captured.out
     names = [f"{name}.masks.png" for name in ("a/x.jpg", "a/x.png", "b/x.png", "b/y.png", "z.png")]
     assert listed(tmp_path / "out") == sorted([*names, "masks.json"])
     summary = json.loads((tmp_path / "out" / "masks.json").read_text())
     assert (summary["images"], summary["slots"], summary["hard"]) == (5, SLOTS, True)
-    assert sorted(summary["refused"]) == ["a/cut.png", long.name] and summary["passed_over"] == {
+    assert sorted(summary["refused"]) == ["a/cut\n.png", long.name] and summary["passed_over"] == {
         "not an image": [1, ["notes.txt"]]
     }
 
@@ -254,7 +255,7 @@ def test_nothing_of_others_is_overwritten(checkpoint: Path, tmp_path: Path, caps
         ("--images none in --output o", "none does not exist"),
         ("--images empty --output o", "there are no images in empty"),
         ("--images in --output in/masks", "--output in/masks is inside --images in"),
-        ("--images in --output file", "--output file is a file"),
+        ("--images in --output file", "--output file cannot be written: "),
         ("--images in --stretch 3 --output o", "--stretch 3 must be file, or a bit depth from 9 to 16"),
         ("--data-dir d --format npz --output o", "--format npz is for --images; --data-dir draws a PNG"),
         ("--data-dir d --stretch 12 --overlay --output o", "--overlay, --stretch is for --images"),
@@ -352,8 +353,10 @@ def test_masks_of_tokens_are_means_over_patches(checkpoint: Path) -> None:
     parts = [whole[:, :, row : row + 8, column : column + 8].mean(dim=(2, 3)) for row, column in corners]
     torch.testing.assert_close(tokens, torch.stack(parts, dim=-1), rtol=0, atol=1e-6)
     torch.testing.assert_close(tokens.sum(dim=1), torch.ones(2, 16), rtol=0, atol=1e-6)
-    for patch in (0, -8, 7, 64):
-        with pytest.raises(UsageError, match=f"patch {patch} does not divide the images' side of 32 pixels"):
+    torch.testing.assert_close(occlusion.token_masks(x, 8.0), tokens, rtol=0, atol=0)  # type: ignore[arg-type]
+    unusable: tuple[Any, ...] = (0, -8, 7, 64, 0.5, "8", None, [8])
+    for patch in unusable:
+        with pytest.raises(UsageError, match=re.escape(f"patch {patch!r} does not divide the images' side of 32")):
             occlusion.token_masks(x, patch)
     with pytest.raises(UsageError, match=r"takes images \[B, 3, 32, 32\], not \[2, 3, 64, 64\]"):
         occlusion(torch.randn(2, 3, 64, 64))
@@ -385,3 +388,5 @@ def test_checkpoint_and_outputs_at_uris(checkpoint: Path, tmp_path: Path, capsys
         assert set(Store(f"{server.uri}/masks").find()) == local
         capsys.readouterr()
         assert main(command) == 2 and f"--output {server.uri}/masks is not empty" in capsys.readouterr().err
+        assert main([*command[:-1], "s3://no-bucket/masks"]) == 2  # before masks are made
+        assert "storage s3://no-bucket/masks cannot be written to" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from trainers import assert_identical
 from adios_ray.checkpoints import STATE_FILE, newest_intact, open_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
-from adios_ray.errors import ConfigError, InputError
+from adios_ray.errors import AGAIN, ConfigError, InputError
 from adios_ray.experiment.replay import replay
 from adios_ray.experiment.schedule import Schedule, Stage
 from adios_ray.run_directory import REPLAY_FILE
@@ -88,6 +88,20 @@ def test_the_command_stretches_a_schedule_and_prints_the_fitness_on_test(
     value, error, accuracy = (f"{100 * number:.1f}" for number in (found.value, found.standard_error, found.accuracy))
     scores = f"k-NN fitness {value} ± {error} %, accuracy {accuracy} %"
     assert last == f"{scores} on test; checkpoints: {output / 'checkpoints'}"
+
+
+def test_an_interruption_says_how_to_resume(
+    objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(trainer: Trainer) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_to_report", interrupted)
+    schedule(objects_dir).save(tmp_path / "schedule.json")
+    assert (
+        main(["replay", "--schedule", str(tmp_path / "schedule.json"), "--output", str(tmp_path / "replayed")]) == 130
+    )
+    assert capsys.readouterr().err == f"interrupted; {AGAIN} from the last report\n"
 
 
 @pytest.mark.slow

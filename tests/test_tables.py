@@ -26,14 +26,14 @@ from adios_ray.commands.evaluate import PARTS, Linear
 from adios_ray.commands.masks import Masks
 from adios_ray.config import LINEAR_RATES, TrialConfig, replaced
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import ConfigError, DatasetError, EvaluationError, InputError, RunError, UsageError
+from adios_ray.errors import AGAIN, ConfigError, DatasetError, EvaluationError, InputError, RunError, UsageError
 from adios_ray.evaluation.knn import NEIGHBORS, TEMPERATURES
 from adios_ray.experiment.resources import Node, WorkerResources
 from adios_ray.tables import cells as cells_module
 from adios_ray.tables import estimate as estimate_module
 from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell, sources
-from adios_ray.tables.command import RESUMES, Options, _check_cells, _draw_masks, main, run_table
+from adios_ray.tables.command import Options, _check_cells, _draw_masks, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
 from adios_ray.tables.evaluate import settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
@@ -376,7 +376,7 @@ def test_a_table_is_resumed_and_a_failed_cell_does_not_lose_the_others(
         assert entry["trainings"] == entry["planned"] or entry["planned"] == "0"
 
 
-@pytest.mark.parametrize(("words", "line"), [("--dry-run", "interrupted"), ("", f"interrupted; {RESUMES}")])
+@pytest.mark.parametrize(("words", "line"), [("--dry-run", "interrupted"), ("", f"interrupted; {AGAIN}")])
 def test_an_interruption_says_how_to_resume_where_there_is_something_to(
     words: str,
     line: str,

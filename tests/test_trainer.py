@@ -163,14 +163,15 @@ def test_a_checkpoint_of_another_memory_layout_trains_on_as_its_own(
     config = small_config(objects_dir, optimizer={"name": optimizer, "encoder_lr": 1e-3, "occlusion_lr": 1e-3})
     pointer, changed = trained(config, 2).save(tmp_path / "donor"), replaced(config, {"masking.slots": 5})
     ends = []
-    for layout in (torch.channels_last, torch.contiguous_format):
+    for channels_last in (True, False):
         trainer = Trainer(config, CPU)
         assert trainer.networks.occlusion is not None
-        trainer.networks.occlusion.use_layout(layout)
+        trainer.networks.occlusion.use_layout(channels_last)
         trainer.load(pointer, changed)
         start = [weights.detach().clone() for weights in trainer.networks.occlusion.parameters()]
         trainer.train_until(5)
         kernels = [weights for weights in trainer.networks.occlusion.parameters() if weights.ndim == 4]
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
         ends.append(torch.cat([weights.detach().flatten() for weights in trainer.networks.occlusion.parameters()]))
     way = ends[0] - torch.cat([weights.flatten() for weights in start])

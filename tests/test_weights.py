@@ -290,6 +290,9 @@ def test_encoder_and_occlusion_model_in_one_call(byol: Networks, tmp_path: Path)
         encoder, occlusion = adios_ray.load_encoder(path), adios_ray.load_occlusion_model(path)
         assert torch.equal(encoder(x), byol.backbone(x)) and not encoder.training
         assert torch.equal(occlusion(x), byol.occlude(x)) and not occlusion.training
+        for module in (encoder, occlusion):  # whole modules, as users save them too
+            torch.save(module, tmp_path / "module.pt")
+            assert torch.equal(torch.load(tmp_path / "module.pt", weights_only=False)(x), module(x))
     without = saved(tmp_path / "w.safetensors", make(masking={"scheme": "none"}))
     with pytest.raises(ConfigError, match="has no occlusion model: masking.scheme was none"):
         adios_ray.load_occlusion_model(without)

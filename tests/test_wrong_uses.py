@@ -311,6 +311,15 @@ CASES = {
     "masks --checkpoint nowhere --images images --output out": "weights nowhere do not exist",
     "export --checkpoint weights.safetensors --output weights.safetensors": "would change weights.safetensors,",
     "evaluate --checkpoint a --data-dir data --output data/r.json": "--output data/r.json would change data, which",
+    "evaluate robustness --checkpoint a --data-dir data --variation b=no_test --output no_test/r.json": (
+        "--output no_test/r.json would change no_test, which is read"
+    ),
+    "masks --checkpoint a --data-dir data --output data/m.png": "--output data/m.png would change data, which is read",
+    "masks --checkpoint made.safetensors --images photo.png --output made.safetensors": "would change made.safetensors",
+    "masks --checkpoint made.safetensors --images photo.png --output file": "--output file cannot be written: ",
+    "masks --checkpoint made.safetensors --images photo.png --output /proc/m": "/proc/m cannot be written: /proc: No",
+    "report run bad_run --output run/report.html": "--output run/report.html would change run, which is read",
+    "export --checkpoint s3://b/a/ --output s3://b/a/e.safetensors": "s3://b/a/e.safetensors would change s3://b/a/,",
     "export --checkpoint a --output other.safetensors": "other.safetensors is there already, and of another kind",
     "export --checkpoint a --output old.onnx": "old.onnx is there already, and of another kind",
     "export --checkpoint a --output made.safetensors": "made.safetensors is there already, and of another kind",
@@ -488,6 +497,9 @@ def test_runs_are_listed_with_state_and_best(tmp_path: Path, capsys: pytest.Capt
     assert lines["done"].startswith("finished, best trial_0") and " on test, 0 s ago" in lines["done"]
     assert lines["cut"].startswith("interrupted, best trial_0") and " on val, " in lines["cut"]
     assert lines["broken"].startswith("damaged, ") and "results.csv" in lines["broken"]
+    assert main(["runs", "--storage", str(tmp_path / "done")]) == 2
+    advice = f"--storage {tmp_path}/done is a run: name the directory that holds it, {tmp_path}"
+    assert capsys.readouterr().err == f"error: {advice}\n"
 
 
 def test_one_odd_folder_hides_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

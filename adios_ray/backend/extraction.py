@@ -10,7 +10,7 @@ from adios_ray.backend.capacity import WAITING_S
 from adios_ray.backend.faults import fault_of
 from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import say
-from adios_ray.errors import AdiosRayError, RunError
+from adios_ray.errors import AGAIN, AdiosRayError, RunError
 from adios_ray.evaluation.extraction import Indices
 
 AHEAD = 2
@@ -63,8 +63,7 @@ def _result(task: "ray.ObjectRef[Tensor]") -> Tensor:
         # Not the fault's own advice, which names options of a training.
         reason = "a node was low on memory" if isinstance(cause, OutOfMemoryError) else fault_of(cause).reason
         raise RunError(
-            f"the cluster could not extract features ({reason}); those of finished splits are kept: run the same "
-            "command again to resume"
+            f"the cluster could not extract features ({reason}); those of finished splits are kept: {AGAIN}"
         ) from error
     return found
 

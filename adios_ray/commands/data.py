@@ -168,15 +168,15 @@ class Prepare:
         return replace(source, options=replace(source.options, **options))
 
     def _print_plan(self, source: "Source", group: "Key | None") -> None:
+        from adios_ray.console import printable
         from adios_ray.data.plan import image_counts, make_plan
 
         counts = image_counts(self.train_images, self.val_images, self.test_images, self.unlabeled_images)
         plan = make_plan(source, counts, group)
         print(plan.text())
         for name in sorted({name for found in plan.classes.values() for name in found if name}):  # rendered: none yet
-            print(
-                f"  {name}: {', '.join(f'{split} {numbers.get(name, 0):,}' for split, numbers in plan.classes.items())}"
-            )
+            counts_by_split = (f"{split} {numbers.get(name, 0):,}" for split, numbers in plan.classes.items())
+            print(f"  {printable(name)}: {', '.join(counts_by_split)}")
 
     def _group(self, source: "Source") -> "Key | None":
         """Make the function that names what an image belongs to, by its path.
@@ -287,15 +287,17 @@ class Prepare:
 
 def _in_lines(output: str, summary: "PrepareSummary") -> str:
     """Describe a data set, and what is worth knowing of it."""
+    from adios_ray.console import printable
     from adios_ray.data.duplicates import duplicates_text
 
     images = ", ".join(f"{split} {count:,}" for split, count in sorted(summary.images.items()))
     holds = f"{images} images, {summary.refused:,} refused, {summary.bytes:,} bytes"
     account, lines = summary.manifest.account, []
     for refusal in summary.manifest.refused[:3]:
-        lines.append(f"refused: {refusal.item}: {refusal.reason}")
+        lines.append(f"refused: {printable(refusal.item)}: {refusal.reason}")
     if account is not None:
-        lines += [f"{note}: {of.number:,} images, such as {of.examples[0]}" for note, of in account.notes.items()]
+        for note, noted in account.notes.items():
+            lines.append(f"{note}: {noted.number:,} images, such as {printable(noted.examples[0])}")
         lines += filter(None, [duplicates_text(account.duplicates)])
         passed = account.found - account.read - summary.refused
         lines.append(

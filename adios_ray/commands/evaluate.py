@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 
 from adios_ray.config import LINEAR_RATES, TRANSFER_RATES, CentralView, Count, Positive, Rates, Seed
-from adios_ray.errors import EvaluationError, UsageError
+from adios_ray.errors import EvaluationError, UsageError, resumable
 from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
@@ -154,13 +154,30 @@ class Robustness:
         """Evaluate; see ``robustness.robustness``.
 
         Raises:
-            UsageError: If a variation is not NAME=DATA_DIR, or has the name of another one.
+            UsageError: See ``variations``.
         """
         from adios_ray.data.shards import open_shards
-        from adios_ray.evaluation.result import GAIN
         from adios_ray.evaluation.robustness import robustness
         from adios_ray.evaluation.subject import build_subject, opened
         from adios_ray.models.weights import load_weights
+
+        variations = {name: (open_shards(place), subject.split) for name, place in self.variations.items()}
+        with contextlib.ExitStack() as stack:
+            baseline = None
+            if self.baseline is not None:
+                weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
+                shown = subject.view, subject.seed, subject.map_parts, subject.progress
+                baseline = stack.enter_context(opened(build_subject(weights, dataset, split, *shown)))
+            return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
+
+    @property
+    def variations(self) -> dict[str, str]:
+        """The data sets of the variations by name.
+
+        Raises:
+            UsageError: If a variation is not NAME=DATA_DIR, or has the name of another one.
+        """
+        from adios_ray.evaluation.result import GAIN
 
         places: dict[str, str] = {}
         for text in self.variation:
@@ -172,14 +189,7 @@ class Robustness:
             if name.endswith(GAIN):
                 raise UsageError(f"--variation {text}: names that end in {GAIN} are those of gains; give another name")
             places[name] = place
-        variations = {name: (open_shards(place), subject.split) for name, place in places.items()}
-        with contextlib.ExitStack() as stack:
-            baseline = None
-            if self.baseline is not None:
-                weights, dataset, split = load_weights(self.baseline), subject.dataset, subject.split
-                shown = subject.view, subject.seed, subject.map_parts, subject.progress
-                baseline = stack.enter_context(opened(build_subject(weights, dataset, split, *shown)))
-            return robustness(subject, variations or None, baseline, self.rates, self.epochs, self.batch_size)
+        return places
 
 
 @dataclass(frozen=True)
@@ -214,7 +224,8 @@ class Transfer:
         from adios_ray.evaluation.transfer import FOLDER, transfer
         from adios_ray.local_cache import cache_folder
 
-        return transfer(subject, self.config, cache_folder(FOLDER))
+        with resumable():
+            return transfer(subject, self.config, cache_folder(FOLDER))
 
     @property
     def config(self) -> "TransferConfig":
@@ -340,8 +351,10 @@ class Evaluate:
         from adios_ray.places import check_output_file, check_place, delivered
 
         if self.output is not None:
-            baseline = self.kind.baseline if isinstance(self.kind, Robustness) else None
-            check_output_file(self.output, MARK, *self.checkpoint, self.data_dir, *([baseline] if baseline else []))
+            reads = [*self.checkpoint, self.data_dir]
+            if isinstance(self.kind, Robustness):
+                reads += [*self.kind.variations.values(), *([self.kind.baseline] if self.kind.baseline else [])]
+            check_output_file(self.output, MARK, *reads)
             if not str(self.output).endswith(".json"):
                 raise UsageError(f"--output {self.output} must end in .json: the result is a JSON object")
             if local_path(self.output) is None:

@@ -69,7 +69,7 @@ class Masks:
         from adios_ray.data.decode import DecodeOptions
         from adios_ray.data.sources.passed_over import first_of
         from adios_ray.devices import best_device
-        from adios_ray.places import delivered, require_local
+        from adios_ray.places import check_place, check_unread, delivered, require_local
         from adios_ray.tracking.mask_files import SUMMARY, MaskSettings, claim_output, find_images, write_masks
 
         options = DecodeOptions(stretch=self.stretch, smallest_side=1)
@@ -78,8 +78,10 @@ class Masks:
         occlusion = self._occlusion_model(best_device())
         paths = [require_local(place, "--images") for place in places]
         images = find_images(paths)
+        check_unread(self.output, self.checkpoint)
         if local_path(self.output) is None:
             self._check_remote_output()
+            check_place(self.output)
         settings = MaskSettings(self.format, self.hard, self.overlay)
         with delivered(self.output) as output:
             claim_output(output, paths, self.overwrite)
@@ -134,7 +136,7 @@ class Masks:
             raise UsageError(f"--images {number} must be at least 1")
         if not str(self.output).lower().endswith(".png"):
             raise UsageError(f"--output {self.output} must end in .png: --data-dir draws a PNG")
-        check_output_file(self.output, MARK)
+        check_output_file(self.output, MARK, self.checkpoint, data_dir)
         device, split = best_device(), open_shards(data_dir).split("val")
         if not len(split):
             raise UsageError(f"val of {data_dir} has no images")

@@ -49,7 +49,7 @@ class Report:
             for place in self.runs if self.output is None else (*self.runs, self.output):
                 require_local(place, "--open")
         if self.output is not None:
-            check_output_file(self.output, MARK)
+            check_output_file(self.output, MARK, *self.runs)
             if not str(self.output).endswith(".html"):
                 raise UsageError(f"--output {self.output} must end in .html: the comparison is a page")
         paths = [fetched_run(place) for place in self.runs]

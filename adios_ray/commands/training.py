@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from adios_ray.config import Count, Seed
-from adios_ray.errors import ConfigError, exit_status
+from adios_ray.errors import AGAIN, ConfigError, exit_status, resumable
 from adios_ray.experiment import command
 from adios_ray.files import expand_home
 from adios_ray.store import Location
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from adios_ray.experiment.schedule import Schedule
 
 TRAIN = "train"
-RESUMES = "run the same command again to resume from the last report"
 
 
 @dataclass(frozen=True)
@@ -76,9 +75,10 @@ class Replay:
         changes = {"data_dir": self.data_dir, "seed": self.seed}
         config = schedule.trial({key: value for key, value in changes.items() if value is not None})
         torch.set_num_threads(self.threads)
-        trainer = replay(schedule, config, output, best_device())
+        with resumable(f"{AGAIN} from the last report"):
+            trainer = replay(schedule, config, output, best_device())
+            found = trainer.evaluate("test")
         measure = MEASURES[config.evaluation.fitness]
-        found = trainer.evaluate("test")
         fitness = measure.scores_text(found.value, found.standard_error, found.accuracy)
         print(f"{fitness} on test; checkpoints: {output / 'checkpoints'}")
 

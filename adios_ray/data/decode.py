@@ -237,9 +237,9 @@ def _decode_jpeg(content: bytes, image_size: int, options: DecodeOptions) -> Pic
 def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOptions) -> Picture:
     if claimed := claimed_size(kind, content):
         _check_pixels(claimed, options)
-    exif = xmp = None
+    exif, xmp, animated = b"", b"", False
     if kind == "PNG":
-        content, exif, xmp = bare_png(content)
+        content, exif, xmp, animated = bare_png(content)
     image = _open(kind, content)
     if kind == "TIFF" and (_DNG_VERSION in _tags(image) or _tags(image).get(_SUBFILE_TYPE) in _REDUCED):
         raise RefusedImageError("raw file of a camera, of which only a preview can be decoded: convert it to an image")
@@ -261,7 +261,7 @@ def _decode_other(kind: str, content: bytes, image_size: int, options: DecodeOpt
     pixels, note = _squeeze(image, image_size, None, orientation, options.stretch)
     if kind == "TIFF" and image.mode.startswith("I") and _tags(image).get(_PHOTOMETRIC) == 0:
         pixels = 255 - pixels  # white is zero: of 8 bits Pillow inverts the values itself
-    notes = [note, _note_on_colors(kind, content, image), _SEVERAL if _has_more(image) else None]
+    notes = [note, _note_on_colors(kind, content, image), _SEVERAL if animated or _has_more(image) else None]
     return _picture(pixels, image.size, orientation, "; ".join(filter(None, notes)) or None)
 
 

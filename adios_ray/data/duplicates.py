@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from adios_ray.console import printable
 from adios_ray.data.manifest import Duplicates
 from adios_ray.data.sources.base import UNLABELED
 
@@ -74,7 +75,7 @@ def duplicates_text(found: Duplicates) -> str:
     )
     lines = [f"{found.images:,} images are exact copies of others: {pairs}"]
     if found.two_labels:
-        some = "; ".join(f"{a} and {b}" for a, b in found.examples[: min(found.two_labels, 3)])
+        some = "; ".join(f"{printable(a)} and {printable(b)}" for a, b in found.examples[: min(found.two_labels, 3)])
         lines.append(f"{found.two_labels:,} of the copies have another label: {some}")
     if not found.dropped:
         lines.append("--drop-duplicates keeps one of each, that of the split that is evaluated")

@@ -107,17 +107,31 @@ def claimed_size(kind: str, content: bytes) -> tuple[int, int] | None:
     return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
-def bare_png(content: bytes) -> tuple[bytes, bytes, bytes]:
-    """Leave out of a PNG what is not needed for its pixels: texts and profiles may be of any size, and damaged.
+class BarePng(NamedTuple):
+    """A PNG without what is not needed for the pixels of its first picture.
 
-    Returns:
-        The PNG, its EXIF block and its XMP; these are empty if it has none.
+    Attributes:
+        content: The PNG.
+        exif: The EXIF block that it had, or empty.
+        xmp: The XMP that it had, or empty.
+        animated: Whether it had further frames.
+    """
+
+    content: bytes
+    exif: bytes
+    xmp: bytes
+    animated: bool
+
+
+def bare_png(content: bytes) -> BarePng:
+    """Leave out of a PNG what is not needed for its pixels: texts and profiles may be of any size, and damaged.
 
     Raises:
         RefusedImageError: If a chunk that is needed is cut short or has a wrong checksum.
     """
     chunks: list[bytes | memoryview] = [content[:8]]
     exif = profile = xmp = b""
+    animated = False
     for kind, chunk, intact in _png_chunks(content):
         critical = not kind[0] & 0x20  # the case of the first letter says so
         if critical and not intact:
@@ -130,8 +144,10 @@ def bare_png(content: bytes) -> tuple[bytes, bytes, bytes]:
             profile = profile or _raw_profile(kind, chunk[8:-4])
         elif kind == b"iTXt" and intact and bytes(chunk[8:][: len(_XMP_KEYWORD)]) == _XMP_KEYWORD:
             xmp = bytes(chunk[8:-4])  # standards ask that it is not compressed
+        elif kind == b"fdAT" and intact:  # pixels of an animation's frames but the first
+            animated = True
     chunks.append(_PNG_END)  # a file may lack its end alone
-    return b"".join(chunks), exif or profile, xmp
+    return BarePng(b"".join(chunks), exif or profile, xmp, animated)
 
 
 def _raw_profile(kind: bytes, text: memoryview) -> bytes:

@@ -33,7 +33,7 @@ from adios_ray.data.source_files import contained, write_files
 from adios_ray.data.sources.base import Sample, Source
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.splits import Key
-from adios_ray.errors import DatasetError
+from adios_ray.errors import AGAIN, DatasetError, resumable
 from adios_ray.ray_start import LOCAL, start_ray
 from adios_ray.store import Location, Store
 
@@ -138,7 +138,7 @@ def prepare(
         return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
     plan = make_plan(source, counts, group)
     _check_usable(plan, source, image_size, on_bad_image, max_bad_fraction)
-    with claimed(store, say) as claim:
+    with claimed(store, say) as claim, resumable():
         if manifest := find():  # made by the preparation that this one has waited for
             return PrepareSummary(manifest, time.perf_counter() - start, decoded=0, complete_before=True)
         say(plan.text())
@@ -202,7 +202,7 @@ def _results(jobs: Sequence[ShardJob], task: "partial[dict[str, int]]") -> Gener
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]  # Ray adds lines on retrying
         if isinstance(cause, OSError) and cause.errno:  # and to the text of such an error
             reason = os.strerror(cause.errno)
-        raise DatasetError(f"a shard could not be made ({reason}); run the same command again to resume") from error
+        raise DatasetError(f"a shard could not be made ({reason}); {AGAIN}") from error
 
 
 @contextmanager

@@ -84,8 +84,8 @@ def preset_config(
         return parse(ExperimentConfig, {**values, "preset": name}, "preset")
     asked = {
         "family": (family, FAMILIES),
-        "objective.name": (objective, OBJECTIVES),
-        "masking.scheme": (scheme, SCHEMES),
+        "objective.name": (objective, tuple(OBJECTIVES)),
+        "masking.scheme": (scheme, tuple(SCHEMES)),
     }
     for key, (given, choices) in asked.items():
         if given is not None and given not in choices:

@@ -138,7 +138,7 @@ class OcclusionModel(nn.Module):
 
     Attributes:
         image_size: Side S of its images in pixels.
-        layout: Memory layout of the U-Net, whatever that of the images; ``use_layout`` changes it.
+        channels_last: Memory layout of the U-Net, whatever that of the images; ``use_layout`` changes it.
     """
 
     def __init__(
@@ -159,19 +159,24 @@ class OcclusionModel(nn.Module):
         self.image_size = image_size
         self.mask_encoder = UNet(image_size, width, norm, unet_levels(image_size, levels))
         self.mask_head = nn.Sequential(nn.Conv2d(width, slots, 1))
-        self.use_layout(torch.channels_last)
+        self.use_layout(channels_last=True)
 
-    def use_layout(self, layout: torch.memory_format) -> None:
+    def use_layout(self, channels_last: bool) -> None:
         """Compute in another memory layout from now on; results change by rounding alone."""
-        self.layout = layout
-        self.to(memory_format=layout)
+        self.channels_last = channels_last  # not the layout itself, which torch.save cannot pickle
+        self.to(memory_format=self.layout)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Memory layout of the U-Net."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     def choose_layout(self, device: torch.device, compiled: bool) -> None:
         """Compute in the memory layout that is the fastest on a device from now on, where compiled or not."""
         # With so few channels, channels-last is the fastest, but not where each norm copies it to the other layout and
         # back, as torch's GroupNorm does on GPUs.
         copied = device.type == "cuda" and not compiled
-        self.use_layout(torch.contiguous_format if copied else torch.channels_last)
+        self.use_layout(channels_last=not copied)
 
     @property
     def head(self) -> nn.Conv2d:
@@ -217,6 +222,6 @@ class OcclusionModel(nn.Module):
             UsageError: If the patch does not divide the images' side.
         """
         side = x.shape[-1]
-        if patch < 1 or side % patch:
-            raise UsageError(f"patch {patch} does not divide the images' side of {side} pixels")
-        return functional.avg_pool2d(self(x), patch).flatten(2)
+        if patch not in range(1, side + 1) or side % patch:  # nor is anything but a whole number
+            raise UsageError(f"patch {patch!r} does not divide the images' side of {side} pixels")
+        return functional.avg_pool2d(self(x), int(patch)).flatten(2)

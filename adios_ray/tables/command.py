@@ -19,7 +19,16 @@ from adios_ray.console import counted, say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.data.sources.catalog import CATALOG
-from adios_ray.errors import ConfigError, DatasetError, EvaluationError, RunError, UsageError, exit_status
+from adios_ray.errors import (
+    AGAIN,
+    ConfigError,
+    DatasetError,
+    EvaluationError,
+    RunError,
+    UsageError,
+    exit_status,
+    resumable,
+)
 from adios_ray.experiment.checks import check_job_paths, check_storage
 from adios_ray.places import require_local
 from adios_ray.store import Location
@@ -31,7 +40,6 @@ if TYPE_CHECKING:
 
 CELLS = "cells"
 """Folder of the storage directory with one folder for each cell; all tables share it."""
-RESUMES = "run the same command again to resume"
 ROUNDING = 0.01
 """Relative error of a table's number of images, some of which are estimates."""
 
@@ -104,7 +112,7 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
     data: dict[str, Location | None] = {f"--data {name}": place for name, place in options.places.items()}
     check_job_paths({"--storage": options.directory, **data}, submitted_job())
     storage, folder = Path(check_storage(options.directory)), options.directory / f"{name}-{options.preset}"
-    try:
+    with resumable():
         places, notes = _places(table, options.places, storage)
         table = replace(table, notes=(*notes, *table.notes))
         cells = list(table.cells(places, options.seeds))
@@ -115,15 +123,12 @@ def run_table(name: str, presets: Mapping[str, Callable[[], Table]], options: Op
         except KeyboardInterrupt:
             _write(folder, table, folders, places)
             raise
-    except KeyboardInterrupt as stop:
-        stop.add_note(RESUMES)
-        raise
     print(_write(folder, table, folders, places))
     if table.pictures:
         _draw_masks(folders, folder, table.pictures)
     if failed:
         reasons = "; ".join(f"{cell}: {reason}" for cell, reason in failed.items())
-        raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {RESUMES}")
+        raise RunError(f"{counted(len(failed), 'cell')} failed, missing in the table ({reasons}); {AGAIN}")
 
 
 def _write(folder: Path, table: Table, folders: Mapping[Cell, Path], places: Mapping[str, str]) -> str:

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from adios_ray.config import MaskFormat, Strict
-from adios_ray.console import progress_bar
+from adios_ray.console import printable, progress_bar
 from adios_ray.data.augment import center_view
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.image_files import read_image_file
@@ -35,6 +35,7 @@ from adios_ray.data.sources.walk import walk
 from adios_ray.errors import ConfigError, DatasetError, RefusedImageError, UsageError
 from adios_ray.files import atomic_path, write_output
 from adios_ray.masking.occlusion import OcclusionModel
+from adios_ray.places import check_output_folder
 from adios_ray.tracking.pictures import save_mask_sheet, slot_colors
 from adios_ray.tracking.run_masks import Pixels
 from adios_ray.validation import read_json
@@ -136,18 +137,17 @@ def claim_output(output: Path, images: Sequence[Path], overwrite: bool) -> None:
     """Check the output folder; remove masks of an earlier run from it if they may be overwritten.
 
     Raises:
-        UsageError: If it is a file, is inside a folder of images, contains images, or is not empty and ``overwrite`` is
-            false or it holds anything but masks.
+        UsageError: If it cannot be written to, is inside a folder of images, contains images, or is not
+            empty and ``overwrite`` is false or it holds anything but masks.
     """
     for place in images:
         if place.is_dir() and output.resolve().is_relative_to(place.resolve()):
             raise UsageError(f"--output {output} is inside --images {place}: its masks would be taken for images")
         if place.resolve().is_relative_to(output.resolve()):
             raise UsageError(f"--output {output} contains --images {place}: choose a folder of its own for the masks")
+    check_output_folder(output, output.absolute())
     if not output.exists():
         return
-    if not output.is_dir():
-        raise UsageError(f"--output {output} is a file; masks of --images need a folder")
     summary = _read_summary(output / SUMMARY)
     # A command that could use no image has left its summary alone.
     lost = [path for path in output.iterdir() if path.name != SUMMARY or summary is None or summary.images]
@@ -213,7 +213,8 @@ def write_masks(
             for name, image in zip(names, pool.map(read, [images.root / name for name in names]), strict=True):
                 if isinstance(image, RefusedImageError):
                     refused[name] = str(image)
-                    progress.console.print(f"refused: {name}: {image}", markup=False, highlight=False, soft_wrap=True)
+                    line = f"refused: {printable(name)}: {image}"
+                    progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
                 else:
                     usable[name] = image
                     if image.note:

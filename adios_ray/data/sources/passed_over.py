@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from adios_ray.console import printable
+
 EXAMPLES = 10
 _NAMED = 5
 
@@ -10,7 +12,7 @@ _NAMED = 5
 def first_of(names: Sequence[object], number: int | None = None) -> str:
     """List the first of some names for people; ``number`` is how many there are, where these are examples."""
     shown = names[:_NAMED]
-    return ", ".join(map(str, shown)) + (", ..." if (number or len(names)) > len(shown) else "")
+    return ", ".join(map(printable, shown)) + (", ..." if (number or len(names)) > len(shown) else "")
 
 
 class Reason(NamedTuple):

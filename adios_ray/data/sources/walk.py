@@ -15,6 +15,7 @@ TOOLS = "folder of a file system or a tool"
 RAW = "raw file of a camera"
 NO_IMAGE = "not an image"
 BROKEN_LINK = "broken link"
+NO_FILE = "not a regular file"
 
 TOOL_FOLDERS = frozenset(
     name.casefold()
@@ -110,7 +111,7 @@ def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reas
             continue
         found.found += 1
         if why is None and not is_file:
-            found.passed_over.add(BROKEN_LINK, item)
+            found.passed_over.add(NO_FILE if (folder / name).exists() else BROKEN_LINK, item)
         elif why is None and _is_image(folder / name):
             found.images.append(item)
         else:
