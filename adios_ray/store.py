@@ -26,11 +26,12 @@ The options of commands have this type: a ``Path`` would drop a slash of the URI
 
 PARALLEL_COPIES = 8
 """Files that are copied at once."""
-_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))")
+# Schemes of URIs are case-insensitive.
+_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))", re.IGNORECASE)
 """Begins the URI of an absolute path of this machine."""
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)", re.IGNORECASE)
 """Begins a URI that lacks a slash or two."""
-_NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)")
+_NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)", re.IGNORECASE)
 _CHANGED = ("LastModified", "last_modified", "mtime")
 """Names of the time of change in what S3, Azure and Google tell of an object."""
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
@@ -45,13 +46,13 @@ def local_path(location: Location) -> Path | None:
             on another machine, or in a home directory that does not exist.
     """
     text = _LOCAL.sub("", os.fspath(location), count=1)
-    if text.startswith("file:"):
+    if text.lower().startswith("file:"):
         raise ConfigError(f"{text} names no absolute path of this machine: write file:///PATH, or the path alone")
-    if (lacks := _SCHEME.match(text)) and (lacks[2] or lacks[1] in known_implementations):
-        whole = f"{lacks[1]}://{text[lacks.end() :]}"
+    if (lacks := _SCHEME.match(text)) and (lacks[2] or lacks[1].lower() in known_implementations):
+        whole = f"{lacks[1].lower()}://{text[lacks.end() :]}"
         raise ConfigError(f"{text} is neither a path nor a URI: write {whole}, or ./{text}")
     if nowhere := _NO_BUCKET.match(text):
-        raise ConfigError(f"{text} names no bucket: write {nowhere[1]}://BUCKET/FOLDER")
+        raise ConfigError(f"{text} names no bucket: write {nowhere[1].lower()}://BUCKET/FOLDER")
     return None if "://" in text else expand_home(text)
 
 
@@ -104,12 +105,13 @@ class Store:
         path = local_path(location)
         self.local = path and path.absolute()
         if self.local is None:
-            self._place = str(location).rstrip("/")
+            scheme, _, rest = str(location).partition("://")
+            self._place = f"{scheme.lower()}://{rest.rstrip('/')}"
             try:
                 # Without the listings cache: other processes write to the same store, and must be seen.
                 self.files, self.root = url_to_fs(self._place, use_listings_cache=False)
             except (ImportError, ValueError) as error:
-                raise ConfigError(f"{location} cannot be reached: {error}") from None
+                raise ConfigError(f"{self} cannot be reached: {error}") from None
         else:  # not through url_to_fs, which would split a path at "::"
             self._place = self.root = as_text(str(self.local))
             self.files = LocalFileSystem()
