@@ -311,6 +311,27 @@ def test_a_run_without_its_checkpoints_is_refused_before_anything_is_written(
     assert contents(run_dir) == before and len(trained) == 1
 
 
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("missing", ["config.json", "space.yaml"])
+def test_a_run_that_was_copied_in_part_is_refused_by_name_at_once(
+    missing: str, remote: bool, config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "check_storage", str)  # which refuses a place in memory
+    monkeypatch.setattr(runner, "check_data", lambda *_: None)
+    monkeypatch.setattr("adios_ray.retry.TIMEOUT_S", 0.0)
+    storage = f"memory://without-{missing}" if remote else str(tmp_path)
+    for name in {"config.json", "space.yaml", "population.json"} - {missing}:
+        with Store(f"{storage}/one").writing(name) as path:
+            path.touch()
+    before = Store(storage).find()
+    refused = f"^{storage}/one has population.json but no {missing}: copy the whole run there$"
+    with pytest.raises(ConfigError, match=refused):
+        runner.start(config.model_copy(update={"storage": storage}))
+    with pytest.raises(ConfigError, match=refused):
+        runner.resume(f"{storage}/one")
+    assert Store(storage).find() == before
+
+
 @pytest.mark.parametrize(
     ("present", "finished", "resumes"),
     [
