@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 
-from adios_ray.checkpoints import META_FILE, Pointer, damage
+from adios_ray.checkpoints import META_FILE, STATE_FILES, Pointer, damage
 from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import UNSAVED, cache_directory, hold, release, remove_unless_held
@@ -285,6 +285,15 @@ class RunStorage:
             OSError: If remote storage fails.
         """
         return path.is_file() if self._remote is None else self._remote.size(self._name(path)) is not None
+
+    def has_checkpoint(self, path: Path) -> bool:
+        """Tell whether a checkpoint is stored, on the URI if there is one: then only if its copy there is complete.
+
+        Raises:
+            OSError: If remote storage fails.
+        """
+        stored = any(self.has(path / name) for name in STATE_FILES)
+        return stored and (self.uri is None or self.has(path / META_FILE))
 
     def names(self, folder: Path) -> set[str]:
         """Return the names in a folder; none while storage fails."""

@@ -12,7 +12,7 @@ import yaml
 from s3 import s3_server
 from small import make_objects, small_config
 
-from adios_ray.checkpoints import STATE_FILE, STATE_FILES, Pointer
+from adios_ray.checkpoints import META_FILE, STATE_FILE, STATE_FILES, Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import evolution, runner
@@ -47,6 +47,7 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
         path = RunDirectory(run_dir).checkpoint(name, epochs)
         path.mkdir(parents=True, exist_ok=True)
         (path / STATE_FILES[member.number]).touch()  # the second trial's as earlier versions wrote it
+        (path / META_FILE).touch()
         storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
         member.finished = epochs >= config.epochs
@@ -355,6 +356,27 @@ def test_a_trial_resumes_from_its_checkpoint_or_the_one_that_it_continues(
     refused = pytest.raises(CheckpointError, match="lacks the checkpoints .*trial_01/epoch_00005")
     with nullcontext() if resumes else refused:
         check_checkpoints(RunStorage(tmp_path), state)
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [([], False), ([META_FILE], False), *(([name], False) for name in STATE_FILES)]
+    + [([name, META_FILE], True) for name in STATE_FILES],
+)
+def test_a_checkpoint_that_is_not_complete_at_a_uri_is_missing(
+    files: Sequence[str], complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    run = RunStorage(f"memory://{tmp_path.name}/run")
+    path = RunDirectory(run.directory).checkpoint("trial_00", 3)
+    for name in files:
+        with Store(run.place).writing(f"checkpoints/trial_00/epoch_00003/{name}") as file:
+            file.touch()
+    member = Member(values={}, number=0, checkpoint=Pointer(path=path, sha256=""), epoch=3)
+    state = PopulationState(members={"trial_00": member}, next_decision_epoch=4)
+    refused = pytest.raises(CheckpointError, match="lacks the checkpoints checkpoints/trial_00/epoch_00003:")
+    with nullcontext() if complete else refused:
+        check_checkpoints(run, state)
 
 
 def test_whole_paths_of_earlier_versions_are_found_after_a_move(config: ExperimentConfig, trained: Trained) -> None:
