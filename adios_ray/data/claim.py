@@ -82,7 +82,10 @@ class Holder(BaseModel):
             return False
         if not self.machine or self.machine != _machine():
             return None
-        return _process_start(self.pid) == self.began and (self.pid != os.getpid() or self.token in _held)
+        began = _process_start(self.pid)
+        if began is None:
+            return None
+        return began == self.began and (self.pid != os.getpid() or self.token in _held)
 
 
 class Claim:
@@ -96,7 +99,7 @@ class Claim:
             host=socket.gethostname(),
             pid=os.getpid(),
             machine=_machine(),
-            began=_process_start(os.getpid()),
+            began=_process_start(os.getpid()) or "",
             job=job,
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
@@ -292,11 +295,20 @@ def _machine() -> str:
         return ""
 
 
-def _process_start(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; empty if there is no such process, or it has ended."""
+def _process_start(pid: int) -> str | None:
+    """Return when a process started, in ticks since the boot; empty if it has ended or there never was one.
+
+    None if /proc hides the process because it is another user's (mount option hidepid), or is missing.
+    """
     try:
         # After the name, which may contain spaces: the state is the first field, the start time the twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        try:
+            os.kill(pid, 0)  # no signal; asks for the process only
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+        return None
     return "" if fields[0] in "ZX" else fields[19]
