@@ -70,14 +70,24 @@ def test_a_job_that_is_stopped_loses_no_record_of_what_follows(tmp_path: Path) -
     assert not said
 
 
-def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only_and_is_named(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolation, "CLOSE_S", 0.05)
     before, said = set(psutil.Process().children()), list[str]()
     with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
         (process,) = set(psutil.Process().children()) - before
-        process.suspend()
-        trackers.report(make_row(), CONFIG)
-    assert said == [f"jsonl: 1 of 1 records were not sent; see {tmp_path / 'logs' / 'tracker_jsonl.log'}"]
+        if taken:
+            trackers.report(make_row(), CONFIG)
+            until(lambda: trackers._processes[0]._sent, process.is_running)
+            process.suspend()  # as a library that still sends what it has taken
+        else:
+            process.suspend()
+            trackers.report(make_row(), CONFIG)
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    late = f"jsonl did not end within 0.05 s, and may lack the last records; see {log}"
+    assert said == [late if taken else f"jsonl: 1 of 1 records were not sent; see {log}"]
     assert not process.is_running()
 
 

@@ -116,6 +116,8 @@ class _Process:
             thread.join(1.0)
         if lost := self._given - self._sent:
             self._say(f"{self._name}: {lost} of {self._given} records were not sent; see {self._log}")
+        elif self._process.returncode and not self._failed:  # libraries such as wandb's send what they took later
+            self._say(f"{self._name} did not end within {seconds:g} s, and may lack the last records; see {self._log}")
 
     def _write(self) -> None:
         assert self._process.stdin is not None
