@@ -7,11 +7,13 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Thread
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -24,6 +26,7 @@ Location = str | Path
 """A place that a user names: a local path, an absolute one after ``file://``, or the URI of a place on remote storage.
 The options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
 
+Item = TypeVar("Item")
 PARALLEL_COPIES = 8
 """Files that are copied at once."""
 # Schemes of URIs are case-insensitive.
@@ -36,6 +39,40 @@ _CHANGED = ("LastModified", "last_modified", "mtime")
 """Names of the time of change in what S3, Azure and Google tell of an object."""
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
+
+
+def copy_in_parallel(copy: Callable[[Item], object], items: Iterable[Item]) -> None:
+    """Call a function for each item in several threads, and wait for all calls.
+
+    The threads are daemons: unlike those of an executor, a copy that hangs delays neither an interruption nor the end
+    of the process.
+
+    Raises:
+        Exception: The first that a call has raised.
+    """
+    left, errors = deque(items), list[BaseException]()
+
+    def work() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                copy(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [Thread(target=work, daemon=True) for _ in range(min(PARALLEL_COPIES, len(left)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        left.clear()  # after an interruption
+    if errors:
+        raise errors[0]
 
 
 def local_path(location: Location) -> Path | None:

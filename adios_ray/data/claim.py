@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from adios_ray.errors import ClaimError
 from adios_ray.files import atomic_path
+from adios_ray.retry import BRIEF_S, promptly
 from adios_ray.store import Store
 
 BEAT_S = 5.0
@@ -138,9 +140,10 @@ class Claim:
         """End the beats and leave the place to others; after a takeover, with a file that says so."""
         self._ended.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=BEAT_S)
-        with suppress(OSError):  # while storage is away the claim is left: it is a dead process's then
-            if self._holder.token in (self._read() or ""):
+            self._thread.join(timeout=BRIEF_S)
+        # While storage is away the claim is left: it is a dead process's then. A beat that hangs says that it is away.
+        with suppress(OSError):
+            if not self._thread.is_alive() and self._holder.token in (self._read(BRIEF_S) or ""):
                 if self._holder.suspended:
                     self._holder.ended = True
                     self._write()
@@ -203,9 +206,11 @@ class Claim:
         time.sleep(SETTLING_S)  # another one may have written it at the same moment: the last to write has it
         return self._holder.token in (self._read() or "")
 
-    def _read(self) -> str | None:
+    def _read(self, limit_s: float | None = None) -> str | None:
+        read = partial(self._store.read, self._activity.file)
         try:
-            return self._store.read(self._activity.file).decode(errors="replace")
+            content = read() if self._store.local is not None else promptly(read, limit_s)
+            return content.decode(errors="replace")
         except FileNotFoundError:
             return None
 
