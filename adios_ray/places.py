@@ -3,7 +3,6 @@
 import mmap
 import tempfile
 from collections.abc import Callable, Container, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from adios_ray.console import say_aside
 from adios_ray.errors import ConfigError, UsageError
 from adios_ray.files import check_writable
 from adios_ray.retry import LASTING, Result, promptly, retry
-from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path, split_location
+from adios_ray.store import Location, Store, copy_in_parallel, local_path, split_location
 
 
 def require_local(location: Location, option: str) -> Path:
@@ -51,8 +50,7 @@ def fetched(location: Location, *beside: str, without: Container[str] = ()) -> P
         if not names:
             others = [copy.with_suffix(suffix).name for suffix in beside if suffix != copy.suffix]
             names = [name, *(other for other in others if insist(partial(store.size, other)) is not None)]
-        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(pool.map(lambda each: insist(partial(_fetch, store, each, copy.parent / each)), names))
+        copy_in_parallel(lambda each: insist(partial(_fetch, store, each, copy.parent / each)), names)
     except LASTING as error:
         raise ConfigError(f"{location} cannot be read: {error}") from None
     return copy

@@ -47,9 +47,14 @@ def check_temporary_directory() -> None:
     """Make sure that Ray can keep its sockets and files in its temporary directory.
 
     Raises:
-        ConfigError: If the directory's path is too long, or it cannot be written to.
+        ConfigError: If the directory's path is relative or too long, or it cannot be written to.
     """
     directory = running_cluster_address_file().parent
+    if not directory.is_absolute():  # Ray's processes, which share its sockets, have other working directories
+        raise ConfigError(
+            f"Ray's temporary directory {directory} is a relative path: set RAY_TMPDIR to an absolute one, such as "
+            f"{directory.parent.absolute()}"
+        )
     length = len(os.fsencode(directory / SESSION / "sockets" / "plasma_store"))
     if length > LONGEST_SOCKET_PATH:
         raise ConfigError(

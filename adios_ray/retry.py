@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread, Timer
 from typing import TypeVar
 
 from adios_ray.errors import StorageError
@@ -15,7 +15,9 @@ TIMEOUT_S = 300.0
 PAUSE_S = 1.0
 """Seconds between two attempts."""
 ANSWER_S = 20.0
-"""Seconds that storage has to answer when it is accessed first."""
+"""Seconds that storage has to answer when it is accessed first, and after which it is said that it does not."""
+BRIEF_S = 3.0
+"""Seconds that storage has to answer where a run can do without its answer, and once the run is stopped."""
 
 WRONG_KIND = (FileExistsError, IsADirectoryError, NotADirectoryError)
 """Errors of a file or directory of the wrong kind, which does not go away."""
@@ -32,7 +34,8 @@ def retry(
 
     Args:
         action: The access; it must be safe to repeat.
-        say: Prints a line once when storage fails first, and once when it is back.
+        say: Prints a line once when storage first fails or does not answer for 20 s, and once when it is back; in the
+            second case from another thread.
         lasting: Errors after which trying again is in vain.
 
     Returns:
@@ -42,37 +45,59 @@ def retry(
         StorageError: If storage fails for longer than five minutes.
         OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
+    began, said = time.monotonic(), Event()
+
+    def tell(text: str) -> None:
+        if not said.is_set():
+            said.set()
+            say(text)
+
+    slow = Timer(ANSWER_S, tell, [f"storage has not answered for {ANSWER_S:.0f} s; waiting for it"])
+    slow.daemon = True
+    slow.start()
+    try:
+        result = _repeat(action, tell, lasting)
+    finally:
+        slow.cancel()
+    if said.is_set():
+        say(f"storage is back after {time.monotonic() - began:.0f} s")
+    return result
+
+
+def _repeat(action: Callable[[], Result], tell: Callable[[str], None], lasting: tuple[type[OSError], ...]) -> Result:
+    """Repeat an access as ``retry`` does, which tells when storage is back."""
     failed_at: float | None = None
     while True:
         try:
-            result = action()
+            return action()
         except lasting:
             raise
         # Any other OSError may pass: a full disk, a quota, a network file system that is remounted.
         except OSError as error:
             if failed_at is None:  # the action itself may take long
                 failed_at = time.monotonic()
-                say(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
+                tell(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
             if time.monotonic() - failed_at > TIMEOUT_S:
                 raise StorageError(
                     f"storage has failed for {TIMEOUT_S:.0f} s ({error}): fix it, then run the command again, a "
                     "training with --resume RUN_DIR; no reported result is lost"
                 ) from error
             time.sleep(PAUSE_S)
-        else:
-            if failed_at is not None:
-                say(f"storage is back after {time.monotonic() - failed_at:.0f} s")
-            return result
 
 
-def promptly(action: Callable[[], Result]) -> Result:
-    """Access storage for the first time: it may be named wrongly, so that waiting for it would be in vain.
+def promptly(action: Callable[[], Result], limit_s: float | None = None) -> Result:
+    """Access storage where waiting for it is in vain, as at first, when it may be named wrongly, or does harm.
 
     The protocols' packages retry what is worth it within this time.
 
+    Args:
+        action: The access; after the limit, it goes on in a thread.
+        limit_s: Seconds that storage has to answer; None for ``ANSWER_S``, 20 s.
+
     Raises:
-        OSError: If storage refuses, or does not answer within 20 s.
+        OSError: If storage refuses, or does not answer in time.
     """
+    limit_s = ANSWER_S if limit_s is None else limit_s
     answer = Future[Result]()
 
     def access() -> None:
@@ -83,9 +108,9 @@ def promptly(action: Callable[[], Result]) -> Result:
 
     Thread(target=access, daemon=True).start()  # a daemon, because the packages' own timeouts are minutes
     try:
-        return answer.result(ANSWER_S)
+        return answer.result(limit_s)
     except TimeoutError as error:
-        raise error if answer.done() else TimeoutError(f"no answer within {ANSWER_S:.0f} s") from None
+        raise error if answer.done() else TimeoutError(f"no answer within {limit_s:.0f} s") from None
 
 
 def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:

@@ -18,18 +18,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
-from adios_ray.checkpoints import META_FILE, Pointer, damage
+from adios_ray.checkpoints import META_FILE, STATE_FILES, Pointer, damage
 from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import UNSAVED, cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
+from adios_ray.retry import BRIEF_S, promptly
 from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, TRACKERS, RunDirectory, newest_epochs, newest_first
-from adios_ray.store import PARALLEL_COPIES, Location, Store
+from adios_ray.store import Location, Store, copy_in_parallel
 
 NOT_DRIVERS = frozenset({"checkpoints", MASKS, "diverged", "actors", "tune", "driver.json", INITIAL_WEIGHTS})
 """Folders of a run into which others than its driver write; its claim, which is written to the URI itself; and its
@@ -98,7 +98,8 @@ class RunStorage:
         """Use this node's run directory as the driver, and copy all of the driver's files to the URI at the end.
 
         What an earlier driver left on this node is removed first, except trackers' files and lines of logs and events,
-        which no other node has. What could not be copied is kept on this node, and moved aside by the next driver.
+        which no other node has. What could not be copied is kept on this node, and moved aside by the next driver. A
+        driver that is stopped or fails does not wait for storage that does not answer within 3 s.
 
         Args:
             check_claim: Raises an error once another driver has taken the run over; then nothing more is copied.
@@ -111,11 +112,15 @@ class RunStorage:
             shutil.rmtree(self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._clear()
+        answer_s = None
         try:
             yield
+        except BaseException:
+            answer_s = BRIEF_S
+            raise
         finally:
             try:
-                check_claim()
+                promptly(check_claim, answer_s)
                 self.push(at_end=True)
             except OSError as error:
                 with suppress(OSError):
@@ -242,8 +247,7 @@ class RunStorage:
         found = _statuses(self._driver_files(at_end))
         last = (run.population, run.journal)
         changed = [path for path, status in found.items() if self._pushed.get(path) != status]
-        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(pool.map(self.publish, [path for path in changed if path not in last]))
+        copy_in_parallel(self.publish, [path for path in changed if path not in last])
         for path in last:
             if path in changed:
                 self.publish(path)
@@ -286,29 +290,42 @@ class RunStorage:
         """
         return path.is_file() if self._remote is None else self._remote.size(self._name(path)) is not None
 
+    def has_checkpoint(self, path: Path) -> bool:
+        """Tell whether a checkpoint is stored, on the URI if there is one: then only if its copy there is complete.
+
+        Raises:
+            OSError: If remote storage fails.
+        """
+        stored = any(self.has(path / name) for name in STATE_FILES)
+        return stored and (self.uri is None or self.has(path / META_FILE))
+
     def names(self, folder: Path) -> set[str]:
-        """Return the names in a folder; none while storage fails."""
+        """Return the names in a folder; none while storage fails or does not answer within 3 s."""
         with suppress(OSError):
             if self._remote is not None:
-                return self._remote.names(self._name(folder))
+                return promptly(partial(self._remote.names, self._name(folder)), BRIEF_S)
             return set(os.listdir(folder))
         return set()
 
     def epochs(self, folder: Path) -> list[Path]:
-        """List what was written into a folder after each epoch, newest first; none while storage fails."""
+        """List what was written into a folder after each epoch, newest first; none as in ``names``."""
         return newest_first(folder, self.names(folder))
 
     def remove(self, path: Path) -> None:
         """Remove a checkpoint or a file, as far as storage allows it."""
         if self._remote is not None:
             with suppress(OSError):
-                self._remote.remove(f"{self._name(path)}/{META_FILE}")  # first: the rest is no checkpoint
-                self._remote.remove(self._name(path))
+                promptly(partial(self._remove_remote, self._name(path)))
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             with suppress(OSError):
                 path.unlink()
+
+    def _remove_remote(self, name: str) -> None:
+        assert self._remote is not None
+        self._remote.remove(f"{name}/{META_FILE}")  # first: the rest is no checkpoint
+        self._remote.remove(name)
 
     def trim(self, trial: str | None) -> None:
         """Remove this node's copies of checkpoints that have been pruned at the URI.
@@ -336,8 +353,7 @@ class RunStorage:
         return path.relative_to(self.directory).as_posix()
 
     def _fetch_all(self, paths: Iterable[Path]) -> None:
-        with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-            list(pool.map(self._fetch, paths))
+        copy_in_parallel(self._fetch, paths)
 
     def _fetch(self, path: Path) -> None:
         assert self._remote is not None

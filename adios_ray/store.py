@@ -7,11 +7,13 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Thread
+from typing import Any, BinaryIO, TypeVar
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -24,17 +26,53 @@ Location = str | Path
 """A place that a user names: a local path, an absolute one after ``file://``, or the URI of a place on remote storage.
 The options of commands have this type: a ``Path`` would drop a slash of the URI, and name a local folder "s3:"."""
 
+Item = TypeVar("Item")
 PARALLEL_COPIES = 8
 """Files that are copied at once."""
-_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))")
+# Schemes of URIs are case-insensitive.
+_LOCAL = re.compile(r"file:(//(localhost)?)?(?=/(?!/))", re.IGNORECASE)
 """Begins the URI of an absolute path of this machine."""
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)")
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):(/?)(?!/)", re.IGNORECASE)
 """Begins a URI that lacks a slash or two."""
-_NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)")
+_NO_BUCKET = re.compile(r"([a-z][a-z0-9+.-]+)://(?:/|$)", re.IGNORECASE)
 _CHANGED = ("LastModified", "last_modified", "mtime")
 """Names of the time of change in what S3, Azure and Google tell of an object."""
 _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"}
 """Errors of protocols' packages that do not pass by themselves."""
+
+
+def copy_in_parallel(copy: Callable[[Item], object], items: Iterable[Item]) -> None:
+    """Call a function for each item in several threads, and wait for all calls.
+
+    The threads are daemons: unlike those of an executor, a copy that hangs delays neither an interruption nor the end
+    of the process.
+
+    Raises:
+        Exception: The first that a call has raised.
+    """
+    left, errors = deque(items), list[BaseException]()
+
+    def work() -> None:
+        while True:
+            try:
+                item = left.popleft()
+            except IndexError:
+                return
+            try:
+                copy(item)
+            except BaseException as error:
+                errors.append(error)
+
+    threads = [Thread(target=work, daemon=True) for _ in range(min(PARALLEL_COPIES, len(left)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        left.clear()  # after an interruption
+    if errors:
+        raise errors[0]
 
 
 def local_path(location: Location) -> Path | None:
@@ -45,13 +83,13 @@ def local_path(location: Location) -> Path | None:
             on another machine, or in a home directory that does not exist.
     """
     text = _LOCAL.sub("", os.fspath(location), count=1)
-    if text.startswith("file:"):
+    if text.lower().startswith("file:"):
         raise ConfigError(f"{text} names no absolute path of this machine: write file:///PATH, or the path alone")
-    if (lacks := _SCHEME.match(text)) and (lacks[2] or lacks[1] in known_implementations):
-        whole = f"{lacks[1]}://{text[lacks.end() :]}"
+    if (lacks := _SCHEME.match(text)) and (lacks[2] or lacks[1].lower() in known_implementations):
+        whole = f"{lacks[1].lower()}://{text[lacks.end() :]}"
         raise ConfigError(f"{text} is neither a path nor a URI: write {whole}, or ./{text}")
     if nowhere := _NO_BUCKET.match(text):
-        raise ConfigError(f"{text} names no bucket: write {nowhere[1]}://BUCKET/FOLDER")
+        raise ConfigError(f"{text} names no bucket: write {nowhere[1].lower()}://BUCKET/FOLDER")
     return None if "://" in text else expand_home(text)
 
 
@@ -104,12 +142,13 @@ class Store:
         path = local_path(location)
         self.local = path and path.absolute()
         if self.local is None:
-            self._place = str(location).rstrip("/")
+            scheme, _, rest = str(location).partition("://")
+            self._place = f"{scheme.lower()}://{rest.rstrip('/')}"
             try:
                 # Without the listings cache: other processes write to the same store, and must be seen.
                 self.files, self.root = url_to_fs(self._place, use_listings_cache=False)
             except (ImportError, ValueError) as error:
-                raise ConfigError(f"{location} cannot be reached: {error}") from None
+                raise ConfigError(f"{self} cannot be reached: {error}") from None
         else:  # not through url_to_fs, which would split a path at "::"
             self._place = self.root = as_text(str(self.local))
             self.files = LocalFileSystem()

@@ -48,6 +48,22 @@ class S3Server:
         start_response(status, [("Content-Type", "application/xml")])
         return [f"<Error><Code>{_CODES[status]}</Code><Message>told to fail</Message></Error>".encode()]
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Answer nothing until the end of the block."""
+        end, before = threading.Event(), self.fault
+
+        def hang(method: str, path: str) -> str:
+            end.wait()
+            return INTERNAL_ERROR
+
+        self.fault = hang
+        try:
+            yield
+        finally:
+            self.fault = before
+            end.set()
+
 
 @contextmanager
 def s3_server() -> Iterator[S3Server]:

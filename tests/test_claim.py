@@ -78,7 +78,7 @@ def test_a_process_on_this_machine_that_is_suspended_is_waited_for(
 ) -> None:
     monkeypatch.setattr(claim, "STALE_S", 0.1)
     with subprocess.Popen(["sleep", "60"]) as other:  # alive, and without a beat
-        began = claim._process_start(other.pid)
+        began = claim._process_start(other.pid) or ""
         holder = Holder(token="x", host="here", pid=other.pid, machine=claim._machine(), began=began)
         (tmp_path / PREPARING.file).write_text(holder.model_dump_json())
         second = Second(Store(tmp_path))
@@ -149,6 +149,20 @@ def test_a_process_id_that_is_used_again_is_another_process(tmp_path: Path) -> N
     said: list[str] = []
     with claimed(Store(tmp_path), said.append, TRAINING, wait=False):
         assert said[0].endswith(", which has ended")
+
+
+def test_another_users_process_that_proc_hides_is_recognized_by_its_beats(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(pid: int, number: int) -> None:
+        assert number == 0
+        raise PermissionError
+
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    # In /proc, an ended process and a hidden one look alike.
+    holder = Holder(token="x", pid=process.pid, machine=claim._machine(), began="1")
+    assert holder.alive() is False
+    monkeypatch.setattr(os, "kill", denied)
+    assert holder.alive() is None
 
 
 def test_a_driver_that_was_taken_over_stops_and_leaves_the_place_to_the_other(tmp_path: Path) -> None:

@@ -230,6 +230,10 @@ def test_rays_temporary_directory_fits_sockets(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
     with pytest.raises(ConfigError, match="Not a directory.*set RAY_TMPDIR"):
         check_temporary_directory()
+    monkeypatch.setenv("RAY_TMPDIR", "rel")
+    with pytest.raises(ConfigError, match=f"rel/ray is a relative path: .* such as {Path.cwd()}/rel$"):
+        check_temporary_directory()
+    assert not Path("rel").exists()
 
 
 def test_jobs_are_recognized(monkeypatch: pytest.MonkeyPatch) -> None:

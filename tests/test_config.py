@@ -266,6 +266,12 @@ def test_a_name_that_is_no_safe_name_of_a_folder_is_refused(name: str) -> None:
         ("gs://bucket/runs", "gs://bucket/runs cannot be reached: Please install gcsfs"),
         ("nosuch://bucket/runs", "nosuch://bucket/runs cannot be reached: Protocol not known: nosuch"),
         ("memory://runs", "storage memory://runs is the memory of one process"),
+        ("Memory://runs", "storage memory://runs is the memory of one process"),
+        ("GS://bucket/runs", "gs://bucket/runs cannot be reached: Please install gcsfs"),
+        ("S3:/bucket/runs", "S3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./S3:"),
+        ("S3:bucket/runs", "S3:bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./S3:bucket/runs"),
+        ("S3://", "S3:// names no bucket: write s3://BUCKET/FOLDER"),
+        ("File:runs", "File:runs names no absolute path of this machine"),
         ("s3:/bucket/runs", "s3:/bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:"),
         ("s3:bucket/runs", "s3:bucket/runs is neither a path nor a URI: write s3://bucket/runs, or ./s3:bucket/runs"),
         ("file://host/runs", "file://host/runs names no absolute path of this machine: write file:///PATH"),
@@ -278,14 +284,14 @@ def test_storage_that_cannot_work_is_refused_by_name(storage: str, named: str, m
         check_storage(storage)
 
 
-@pytest.mark.parametrize("prefix", ["file:", "file://", "file://localhost"])
+@pytest.mark.parametrize("prefix", ["file:", "file://", "file://localhost", "File:"])
 def test_storage_may_be_a_file_uri(prefix: str, tmp_path: Path) -> None:
     assert check_storage(f"{prefix}{tmp_path}/runs") == f"{tmp_path}/runs" and (tmp_path / "runs").is_dir()
 
 
 def test_a_colon_in_the_name_of_a_folder_makes_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("./s3:bucket", "run:2", "localhost"):
+    for name in ("./s3:bucket", "./S3:bucket", "run:2", "localhost"):
         assert check_storage(name) == str(tmp_path / name)
 
 

@@ -12,7 +12,7 @@ import yaml
 from s3 import s3_server
 from small import make_objects, small_config
 
-from adios_ray.checkpoints import STATE_FILE, STATE_FILES, Pointer
+from adios_ray.checkpoints import META_FILE, STATE_FILE, STATE_FILES, Pointer
 from adios_ray.data.claim import TRAINING, Claim, claimed
 from adios_ray.errors import CheckpointError, ClaimError, ConfigError
 from adios_ray.experiment import evolution, runner
@@ -47,6 +47,7 @@ def train(storage: RunStorage, config: ExperimentConfig, epochs: int) -> None:
         path = RunDirectory(run_dir).checkpoint(name, epochs)
         path.mkdir(parents=True, exist_ok=True)
         (path / STATE_FILES[member.number]).touch()  # the second trial's as earlier versions wrote it
+        (path / META_FILE).touch()
         storage.publish(path)
         member.checkpoint, member.epoch = Pointer(path=path, sha256=""), epochs
         member.finished = epochs >= config.epochs
@@ -311,6 +312,27 @@ def test_a_run_without_its_checkpoints_is_refused_before_anything_is_written(
     assert contents(run_dir) == before and len(trained) == 1
 
 
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("missing", ["config.json", "space.yaml"])
+def test_a_run_that_was_copied_in_part_is_refused_by_name_at_once(
+    missing: str, remote: bool, config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "check_storage", str)  # which refuses a place in memory
+    monkeypatch.setattr(runner, "check_data", lambda *_: None)
+    monkeypatch.setattr("adios_ray.retry.TIMEOUT_S", 0.0)
+    storage = f"memory://without-{missing}" if remote else str(tmp_path)
+    for name in {"config.json", "space.yaml", "population.json"} - {missing}:
+        with Store(f"{storage}/one").writing(name) as path:
+            path.touch()
+    before = Store(storage).find()
+    refused = f"^{storage}/one has population.json but no {missing}: copy the whole run there$"
+    with pytest.raises(ConfigError, match=refused):
+        runner.start(config.model_copy(update={"storage": storage}))
+    with pytest.raises(ConfigError, match=refused):
+        runner.resume(f"{storage}/one")
+    assert Store(storage).find() == before
+
+
 @pytest.mark.parametrize(
     ("present", "finished", "resumes"),
     [
@@ -334,6 +356,27 @@ def test_a_trial_resumes_from_its_checkpoint_or_the_one_that_it_continues(
     refused = pytest.raises(CheckpointError, match="lacks the checkpoints .*trial_01/epoch_00005")
     with nullcontext() if resumes else refused:
         check_checkpoints(RunStorage(tmp_path), state)
+
+
+@pytest.mark.parametrize(
+    ("files", "complete"),
+    [([], False), ([META_FILE], False), *(([name], False) for name in STATE_FILES)]
+    + [([name, META_FILE], True) for name in STATE_FILES],
+)
+def test_a_checkpoint_that_is_not_complete_at_a_uri_is_missing(
+    files: Sequence[str], complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    run = RunStorage(f"memory://{tmp_path.name}/run")
+    path = RunDirectory(run.directory).checkpoint("trial_00", 3)
+    for name in files:
+        with Store(run.place).writing(f"checkpoints/trial_00/epoch_00003/{name}") as file:
+            file.touch()
+    member = Member(values={}, number=0, checkpoint=Pointer(path=path, sha256=""), epoch=3)
+    state = PopulationState(members={"trial_00": member}, next_decision_epoch=4)
+    refused = pytest.raises(CheckpointError, match="lacks the checkpoints checkpoints/trial_00/epoch_00003:")
+    with nullcontext() if complete else refused:
+        check_checkpoints(run, state)
 
 
 def test_whole_paths_of_earlier_versions_are_found_after_a_move(config: ExperimentConfig, trained: Trained) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import queue
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_up_run import make_exploit, make_row, recorded
+from waiting import TIMEOUT_S
 
 from adios_ray import retry as retrying
 from adios_ray.checkpoints import save_checkpoint
@@ -46,6 +48,14 @@ def test_it_waits_says_so_once_and_says_when_it_goes_on() -> None:
     assert len(said) == 2
     assert said[0] == "storage refuses ([Errno 28] No space left on device); retrying for up to 0 s"
     assert said[1].startswith("storage is back after")
+
+
+def test_storage_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "ANSWER_S", 0.05)
+    said = queue.SimpleQueue[str]()
+    line = retry(lambda: said.get(timeout=TIMEOUT_S), said.put)  # the access ends once something is said
+    assert line == "storage has not answered for 0 s; waiting for it"
+    assert said.get_nowait().startswith("storage is back after") and said.empty()
 
 
 def test_it_says_nothing_where_nothing_is_wrong() -> None:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,7 @@ from made_up_run import make_row, make_run
 from ray import PlacementGroupID
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
-from waiting import TIMEOUT_S
+from waiting import until
 
 from adios_ray import local_cache, places, retry, run_storage
 from adios_ray.backend import capacity
@@ -474,17 +477,67 @@ def test_storage_that_fails_or_does_not_answer_is_refused_within_seconds(
     assert check_storage(f"{server.uri}/runs/") == f"{server.uri}/runs"
     assert Store(server.uri).find() == []  # the probe has been removed
     monkeypatch.setattr(retry, "ANSWER_S", 0.1)
-    answer = threading.Event()
+    with server.hanging():
+        for access in (check_storage, places.fetched):
+            with pytest.raises(ConfigError, match="no answer within 0 s"):
+                access(f"{server.uri}/runs")
 
-    def hang(method: str, path: str) -> str:
-        answer.wait(TIMEOUT_S)
-        return INTERNAL_ERROR
 
-    server.fault = hang
-    for access in (check_storage, places.fetched):
-        with pytest.raises(ConfigError, match="no answer within 0 s"):
-            access(f"{server.uri}/runs")
-    answer.set()
+def test_storage_that_does_not_answer_stops_no_listing_and_no_removal(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = nodes["driver"]
+    record = RunDirectory(driver.directory).actors / "an_actor"
+    write_output(record, b"")
+    driver.publish(record)
+    monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
+    with server.hanging():
+        assert driver.names(record.parent) == set()
+        monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+        driver.remove(record)
+    assert driver.names(record.parent) in ({"an_actor"}, set())  # the removal goes on
+    assert not record.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_whose_storage_does_not_answer_can_be_stopped(
+    number: signal.Signals, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"{server.uri}/runs/one"
+    monkeypatch.setenv(local_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)  # as a run has it
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom adios_ray.data.claim import TRAINING, claimed\n"
+        "from adios_ray.errors import exit_status\nfrom adios_ray.files import atomic_write\n"
+        "from adios_ray.retry import retry\nfrom adios_ray.run_storage import RunStorage\n"
+        "from adios_ray.store import Store\n"
+        "def drive():\n"
+        f"    run = RunStorage({place!r})\n"
+        "    with claimed(Store(run.place), print, TRAINING, wait=False) as claim, run.driven(claim.check):\n"
+        "        atomic_write(run.directory / 'config.json', b'{}')\n        run.push()\n"
+        "        print('pushed', flush=True)\n        sys.stdin.readline()\n"
+        "        atomic_write(run.directory / 'events.jsonl', b'{}')\n        retry(run.push, print)\n"
+        "sys.exit(exit_status(drive))\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdin is not None and driver.stdout is not None
+        assert driver.stdout.readline() == "pushed\n"
+        with server.hanging():
+            driver.stdin.write("\n")
+            driver.stdin.flush()
+            until(lambda: ("PUT", f"/{place.removeprefix('s3://')}/events.jsonl") in server.requests)
+            driver.send_signal(number)
+            try:
+                said, error = driver.communicate(timeout=60)  # seconds, where one request may take minutes
+            finally:
+                driver.kill()
+    cause = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
+    assert error == f"{cause}\n" and driver.returncode == 128 + number
+    assert said.startswith(f"{place} lacks the latest files, which {tmp_path}/cache/")
+    assert said.endswith(" holds: no answer within 3 s\n")
 
 
 def test_the_report_of_a_run_at_a_uri_is_written_there_and_leaves_the_drivers_copy_alone(

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 from unittest.mock import MagicMock
 
 import psutil
@@ -21,6 +21,7 @@ from wandb_server import wandb_server
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Exploit, read_lineage
+from adios_ray.tracking.processes import Program
 from adios_ray.tracking.records import RunSummary, read_summary, write_token
 from adios_ray.tracking.results import Row, read_results
 from adios_ray.tracking.trackers import isolation
@@ -70,15 +71,61 @@ def test_a_job_that_is_stopped_loses_no_record_of_what_follows(tmp_path: Path) -
     assert not said
 
 
-def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only_and_is_named(
+    taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(isolation, "CLOSE_S", 0.05)
     before, said = set(psutil.Process().children()), list[str]()
     with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
         (process,) = set(psutil.Process().children()) - before
-        process.suspend()
-        trackers.report(make_row(), CONFIG)
-    assert said == [f"jsonl: 1 of 1 records were not sent; see {tmp_path / 'logs' / 'tracker_jsonl.log'}"]
+        if taken:
+            trackers.report(make_row(), CONFIG)
+            until(lambda: trackers._processes[0]._sent, process.is_running)
+            process.suspend()  # as a library that still sends what it has taken
+        else:
+            process.suspend()
+            trackers.report(make_row(), CONFIG)
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    late = f"jsonl did not end within 0.05 s, and may lack the last records; see {log}"
+    assert said == [late if taken else f"jsonl: 1 of 1 records were not sent; see {log}"]
     assert not process.is_running()
+
+
+def test_a_tracker_that_cannot_start_is_named_and_the_others_get_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, said = tmp_path / "logs" / "tracker_tensorboard.log", list[str]()
+    log.mkdir(parents=True)
+    with Trackers(["tensorboard", "jsonl"], RunStorage(tmp_path), said.append) as trackers:
+        trackers.report(make_row(epoch=1), CONFIG)
+    failed = "failed, and the run continues without it"
+    assert said == [f"tensorboard {failed}: [Errno 21] Is a directory: '{log}'"]
+    assert json.loads((tmp_path / "log.jsonl").read_text())["epoch"] == 1
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
+        trackers.report(make_row(epoch=2), CONFIG)
+    assert said[1:] == [f"jsonl {failed}: no more processes"]
+
+
+def test_what_a_trackers_library_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import os\nfrom unittest.mock import Mock\nfrom adios_ray.tracking.trackers.__main__ import serve\n"
+        "def make():\n    os.system('echo made')\n"
+        "    return Mock(report=lambda row, config: os.system('echo reported'))\nserve(make)\n"
+    )
+    program = Program([sys.executable, "-c", script], os.environ)
+    monkeypatch.setattr(isolation, "module_program", lambda *_: program)
+    said = list[str]()
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
+        for epoch in (1, 2):
+            trackers.report(make_row(epoch=epoch), CONFIG)
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    assert not said and log.read_text() == "made\nreported\nreported\n"
 
 
 def best_rows(run_dir: Path) -> list[Row]:

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from adios_ray.errors import ClaimError
 from adios_ray.files import atomic_path
+from adios_ray.retry import BRIEF_S, promptly
 from adios_ray.store import Store
 
 BEAT_S = 5.0
@@ -82,7 +84,10 @@ class Holder(BaseModel):
             return False
         if not self.machine or self.machine != _machine():
             return None
-        return _process_start(self.pid) == self.began and (self.pid != os.getpid() or self.token in _held)
+        began = _process_start(self.pid)
+        if began is None:
+            return None
+        return began == self.began and (self.pid != os.getpid() or self.token in _held)
 
 
 class Claim:
@@ -96,7 +101,7 @@ class Claim:
             host=socket.gethostname(),
             pid=os.getpid(),
             machine=_machine(),
-            began=_process_start(os.getpid()),
+            began=_process_start(os.getpid()) or "",
             job=job,
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
         )
@@ -135,9 +140,10 @@ class Claim:
         """End the beats and leave the place to others; after a takeover, with a file that says so."""
         self._ended.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=BEAT_S)
-        with suppress(OSError):  # while storage is away the claim is left: it is a dead process's then
-            if self._holder.token in (self._read() or ""):
+            self._thread.join(timeout=BRIEF_S)
+        # While storage is away the claim is left: it is a dead process's then. A beat that hangs says that it is away.
+        with suppress(OSError):
+            if not self._thread.is_alive() and self._holder.token in (self._read(BRIEF_S) or ""):
                 if self._holder.suspended:
                     self._holder.ended = True
                     self._write()
@@ -200,9 +206,11 @@ class Claim:
         time.sleep(SETTLING_S)  # another one may have written it at the same moment: the last to write has it
         return self._holder.token in (self._read() or "")
 
-    def _read(self) -> str | None:
+    def _read(self, limit_s: float | None = None) -> str | None:
+        read = partial(self._store.read, self._activity.file)
         try:
-            return self._store.read(self._activity.file).decode(errors="replace")
+            content = read() if self._store.local is not None else promptly(read, limit_s)
+            return content.decode(errors="replace")
         except FileNotFoundError:
             return None
 
@@ -292,11 +300,20 @@ def _machine() -> str:
         return ""
 
 
-def _process_start(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; empty if there is no such process, or it has ended."""
+def _process_start(pid: int) -> str | None:
+    """Return when a process started, in ticks since the boot; empty if it has ended or there never was one.
+
+    None if /proc hides the process because it is another user's (mount option hidepid), or is missing.
+    """
     try:
         # After the name, which may contain spaces: the state is the first field, the start time the twentieth.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        try:
+            os.kill(pid, 0)  # no signal; asks for the process only
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+        return None
     return "" if fields[0] in "ZX" else fields[19]

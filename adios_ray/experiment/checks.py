@@ -136,9 +136,9 @@ def check_storage(location: Location) -> str:
         ConfigError: If it cannot be created or written to, or does not answer within seconds.
     """
     path = local_path(location)
-    if str(location).startswith("memory://"):
-        raise ConfigError(f"storage {location} is the memory of one process, which the others do not see")
     # Resolved because Ray Train refuses checkpoints whose path contains a symbolic link.
     place = str(Store(location if path is None else path.resolve()))
+    if place.startswith("memory://"):
+        raise ConfigError(f"storage {place} is the memory of one process, which the others do not see")
     check_place(place)
     return place

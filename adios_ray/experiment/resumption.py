@@ -1,6 +1,5 @@
 """Resumption of a run: what may differ from its configuration, where its data and checkpoints are now, its end."""
 
-from adios_ray.checkpoints import STATE_FILES
 from adios_ray.console import say
 from adios_ray.data.manifest import read_manifest
 from adios_ray.errors import CheckpointError, ConfigError
@@ -114,7 +113,7 @@ def _lacks(run: RunStorage, member: Member) -> bool:
     """Tell whether a trial cannot continue: its checkpoint is missing, and the one before it, if it still trains."""
     assert member.checkpoint is not None
     paths = [member.checkpoint.path] if member.finished else member.checkpoint.paths
-    return not any(run.has(path / name) for path in paths for name in STATE_FILES)
+    return not any(run.has_checkpoint(path) for path in paths)
 
 
 def save_changes(

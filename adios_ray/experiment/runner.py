@@ -194,18 +194,27 @@ def _claimed(run: RunStorage, config: ExperimentConfig, begun: bool) -> Iterator
 
 
 def _has_begun(run: RunStorage) -> bool:
-    """Tell whether a run is stored at its place: it has a population.
+    """Tell whether a run is stored at its place: it has a population, which is written last.
 
     Raises:
-        ConfigError: If the place is no directory, must not be read, or does not answer within seconds.
+        ConfigError: If the place is no directory, must not be read, does not answer within seconds, or has a part of a
+            run only.
     """
     path = local_path(run.place)
     if path is not None and os.path.lexists(path) and not path.is_dir():
         raise ConfigError(f"{path} is a file or a broken link, no run directory: remove it, or choose another --name")
+    layout = _layout(run)
     try:
-        return promptly(partial(run.has, _layout(run).population))
+        begun = promptly(partial(run.has, layout.population))
+        needed = (layout.config, layout.space) if begun else ()
+        missing = [path.name for path in needed if not promptly(partial(run.has, path))]
     except OSError as error:
         raise ConfigError(f"{run.place} cannot be read: {error}") from None
+    if missing:
+        raise ConfigError(
+            f"{run.place} has {layout.population.name} but no {' and no '.join(missing)}: copy the whole run there"
+        )
+    return begun
 
 
 def _check_unused(run: RunStorage) -> None:

@@ -4,7 +4,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,7 +13,7 @@ from adios_ray.errors import ConfigError, InputError
 from adios_ray.measures import Measure
 from adios_ray.retry import promptly
 from adios_ray.run_directory import RunDirectory
-from adios_ray.store import PARALLEL_COPIES, Location, Store, local_path
+from adios_ray.store import Location, Store, copy_in_parallel, local_path
 from adios_ray.tracking.formatting import duration
 from adios_ray.tracking.lineage import best_row
 from adios_ray.tracking.records import RunSummary, measure_of, read_config, read_summary
@@ -93,8 +92,7 @@ def _copy_runs(store: Store, directory: Path) -> None:
             os.utime(target, (changed, changed))
 
     names = [f"{folder}/{file}" for folder in promptly(store.names) for file in files]
-    with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-        list(pool.map(copy, names))
+    copy_in_parallel(copy, names)
 
 
 def state_of(run_dir: Path, summary: RunSummary | None) -> State:

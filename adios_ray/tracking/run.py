@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from adios_ray.config import TrialConfig
 from adios_ray.console import say
 from adios_ray.errors import ClaimError, StorageError
-from adios_ray.retry import Result, retry, retry_in_run
+from adios_ray.retry import BRIEF_S, Result, promptly, retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision
@@ -180,7 +180,7 @@ class Run(AbstractContextManager["Run"]):
     def _record(self, event: Event) -> None:
         with suppress(ClaimError, OSError):  # the run may be another driver's now
             with suppress(OSError):  # which is unknown while its storage is away; what happens meanwhile is kept here
-                self._check_claim()
+                promptly(self._check_claim, BRIEF_S)
             self._events.append(event)
 
     def trial_note(

@@ -50,9 +50,12 @@ def failure(call: Callable[[], None]) -> str | None:
     return None
 
 
-def serve(tracker: Tracker) -> None:
-    """Pass messages on to a tracker until there are no more."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not look like an answer
+def serve(make: Callable[[], Tracker]) -> None:
+    """Make a tracker, and pass messages on to it until there are no more."""
+    # What libraries and their processes print, in C too, must not look like an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    tracker = make()
 
     def answer(reason: str | None) -> None:
         print(json.dumps(reason), file=answers, flush=True)
@@ -70,6 +73,6 @@ def serve(tracker: Tracker) -> None:
 if __name__ == "__main__":
     # `ray job stop` sends SIGTERM to all processes of a job: this one ends with its input, when all is recorded.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    serve(make_tracker(cast(TrackerName, sys.argv[1]), RunStorage(sys.argv[2])))
+    serve(partial(make_tracker, cast(TrackerName, sys.argv[1]), RunStorage(sys.argv[2])))
     sys.stderr.flush()
     os._exit(0)  # libraries' exit handlers may wait for a server, and everything is closed

@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
-from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -41,12 +40,16 @@ class Trackers(AbstractContextManager["Trackers"]):
             storage: The run's files.
             say: Shows a line to the user; called from threads.
         """
-        self._start = [partial(_Process, name, storage, say) for name in names]
+        self._names, self._storage, self._say = names, storage, say
         self._processes = list[_Process]()
 
     def __enter__(self) -> Self:
-        """Start a process for each tracker."""
-        self._processes = [start() for start in self._start]
+        """Start a process for each tracker; one that cannot be started is named."""
+        for name in self._names:
+            try:
+                self._processes.append(_Process(name, self._storage, self._say))
+            except OSError as error:  # its log cannot be opened, or the machine allows no further process
+                self._say(f"{name} failed, and the run continues without it: {error}")
         return self
 
     def report(self, row: Row, config: TrialConfig) -> None:
@@ -116,6 +119,8 @@ class _Process:
             thread.join(1.0)
         if lost := self._given - self._sent:
             self._say(f"{self._name}: {lost} of {self._given} records were not sent; see {self._log}")
+        elif self._process.returncode and not self._failed:  # libraries such as wandb's send what they took later
+            self._say(f"{self._name} did not end within {seconds:g} s, and may lack the last records; see {self._log}")
 
     def _write(self) -> None:
         assert self._process.stdin is not None
