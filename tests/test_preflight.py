@@ -134,7 +134,7 @@ def test_one_error_names_all_nodes_that_cannot_train() -> None:
 def test_a_run_may_go_on_without_nodes_that_cannot_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two", "c": "three"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one", "b": "two", "c": "three"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"b": ["no data", "torch"], "c": []})
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     asked = set[str]()
@@ -170,7 +170,7 @@ def test_a_node_needs_a_cache_for_what_is_at_uris(expected: Expected, monkeypatc
 
 
 def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
     look = partial(find_node_problem, tmp_path, "data", False)
     assert look("a") == "one (10.0.0.1) cannot train: no data, torch"
@@ -185,12 +185,15 @@ def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypat
 
 def test_the_drivers_own_node_is_asked_where_the_cluster_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers then have the environment in which the cluster was started."""
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one", "b": "two"})
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     problems = {"a": ["it has torch 1.13.1"], "b": []}
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {node: problems[node] for node in nodes})
     monkeypatch.setattr(preflight, "cluster_started_here", lambda: True)
-    assert check_nodes("run", "data", False) == {"a": "", "b": ""} and preflight.find_refused_nodes("run", "data", False) == []
+    assert (
+        check_nodes("run", "data", False) == {"a": "", "b": ""}
+        and preflight.find_refused_nodes("run", "data", False) == []
+    )
     monkeypatch.setattr(preflight, "cluster_started_here", lambda: False)
     assert preflight.find_refused_nodes("run", "data", False) == ["a"]
     with pytest.raises(ConfigError, match=r"1 of 2 nodes cannot train: one: it has torch 1\.13\.1"):
@@ -204,7 +207,7 @@ def test_the_evaluation_on_the_test_split_stays_off_nodes_that_cannot_train(
     import ray
 
     own, beside = ray.get_runtime_context().get_node_id(), "a" * 56
-    monkeypatch.setattr(preflight, "_names", lambda: dict.fromkeys((own, beside, "b"), ""))
+    monkeypatch.setattr(preflight, "node_names", lambda: dict.fromkeys((own, beside, "b"), ""))
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *_: dict.fromkeys(nodes, ["no data"]) | {"b": []})
     assert preflight.find_refused_nodes(tmp_path, "data", False) == [beside]
     monkeypatch.setattr(verdict, "_on_test", lambda *_: ray.get_runtime_context().get_node_id())

@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
-from adios_ray.backend.node_checks import NOT_THERE
+from adios_ray.backend.node_checks import NOT_THERE, problem_text
 from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import counted, say
 from adios_ray.data.manifest import read_manifest
@@ -92,12 +92,14 @@ def check_nodes(
         ConfigError: Naming all nodes that cannot train, and why.
     """
     own = ray.get_runtime_context().get_node_id()
-    names = _names()
+    names = node_names()
     if not (asked := _asked(names)):
         return {own: ""}
     say(f"Checking storage, data and packages on {counted(len(asked), 'node')}")
     found = _ask(asked, run, data_dir, gpus)
-    problems = dict.fromkeys([own, *names], "") | {node: _problem(names[node], each) for node, each in found.items()}
+    problems = dict.fromkeys([own, *names], "") | {
+        node: problem_text(names[node], each) for node, each in found.items()
+    }
     if not enough({node for node, problem in problems.items() if not problem}):
         refuse([(names[node], each) for node, each in found.items()])
     for problem in filter(None, problems.values()):
@@ -113,13 +115,13 @@ def find_node_problem(run: Location, data_dir: str, gpus: bool, node: str) -> st
     Raises:
         OSError: If the run's storage is away.
     """
-    name = _names().get(node)
+    name = node_names().get(node)
     if name is None:
         return None
     try:
-        return _problem(name, _ask([node], run, data_dir, gpus).get(node, []))
+        return problem_text(name, _ask([node], run, data_dir, gpus).get(node, []))
     except DatasetError as error:
-        return _problem(name, [str(error)])
+        return problem_text(name, [str(error)])
 
 
 def find_refused_nodes(run: Location, data_dir: str, gpus: bool) -> list[str]:
@@ -128,7 +130,7 @@ def find_refused_nodes(run: Location, data_dir: str, gpus: bool) -> list[str]:
     Raises:
         StorageError: If the run's storage stays away.
     """
-    asked = _asked(_names())
+    asked = _asked(node_names())
     return [node for node, found in _ask(asked, run, data_dir, gpus).items() if found] if asked else []
 
 
@@ -138,16 +140,12 @@ def _asked(nodes: Iterable[str]) -> list[str]:
     return [node for node in nodes if node not in own]
 
 
-def _problem(name: str, found: Sequence[str]) -> str:
-    return f"{name} cannot train: {', '.join(found)}" if found else ""
-
-
 def _ask(nodes: Sequence[str], run: Location, data_dir: str, gpus: bool) -> dict[str, list[str]]:
     with probed(run) as folder:
         return ask_nodes(nodes, expected_in(folder, data_dir, gpus), ANSWER_S)
 
 
-def _names() -> dict[str, str]:
+def node_names() -> dict[str, str]:
     """Name the nodes that are alive for people, by ID."""
     alive = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in alive}
@@ -183,7 +181,7 @@ def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dic
     for answer in late:
         ray.cancel(answer, force=True)
         found[answers[answer]] = [f"it did not answer within {timeout_s:g} s"]
-    alive = _names()
+    alive = node_names()
     return {node: found[node] for node in nodes if node in alive}
 
 
