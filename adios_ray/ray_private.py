@@ -11,7 +11,8 @@
   ``DataParallelTrainer`` of ``ray.train.data_parallel_trainer`` belongs to the first version of Ray Train.
 - ``DatasetsCallback`` and ``PlacementGroupCleanerCallback`` of Ray Train: both start a process for every trainer, and
   no setting leaves them out.
-- ``WorkerGroup`` of Ray Train's ``worker_group``: it leaves workers behind that fail last in their start.
+- ``WorkerGroup`` of Ray Train's ``worker_group``: it leaves workers behind that fail last in their start, and does not
+  tell the nodes of those that do.
 - ``RayTrainWorker`` and ``placement_group`` of the same module, and ``to_placement_group`` of Tune's resource
   requests: Ray gives these actors and placement groups no names, and no setting does.
 - ``SynchronizationActor`` of the same module, and the function that kills it: each worker group starts a process where
@@ -58,7 +59,7 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,7 @@ from ray.core.generated.gcs_pb2 import ActorTableData, GcsNodeInfo, PlacementGro
 from ray.core.generated.gcs_service_pb2 import GetAllNodeInfoRequest, GetClusterIdRequest
 from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table
 
 POLL_INTERVAL_VARIABLE = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
 """Environment variable: seconds between two polls of the workers by Ray Train."""
@@ -329,7 +330,10 @@ class _NoActor:
 
 
 def lean_trainer_class(
-    name: str, process_group: bool, find_labels: Callable[[], Mapping[str, str]] = dict[str, str]
+    name: str,
+    process_group: bool,
+    find_labels: Callable[[], Mapping[str, str]] = dict[str, str],
+    on_placed: Callable[[Sequence[str]], None] = lambda nodes: None,
 ) -> Any:
     """Build a trainer class that starts no process but its workers, requests no nodes, and ends with the first failure.
 
@@ -343,6 +347,7 @@ def lean_trainer_class(
         process_group: Whether the workers form a torch process group; torch is imported here only in that case.
         find_labels: Selects the nodes on which workers may be placed; asked again each time that they have not found
             their resources for a minute.
+        on_placed: Called with the IDs of the nodes that have the workers' resources, before workers start there.
     """
     from ray.train.v2._internal.callbacks import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -393,6 +398,13 @@ def lean_trainer_class(
                 if self.has_started():
                     self._worker_group_state.shutdown()
                 raise
+
+        def _create_workers(
+            self, num_workers: int, placement_group: PlacementGroup, *resources: Any, **options: Any
+        ) -> Any:
+            table = placement_group_table(placement_group)
+            on_placed(sorted(set(table["bundles_to_node_id"].values())))
+            return super()._create_workers(num_workers, placement_group, *resources, **options)
 
     class Controller(TrainController):  # type: ignore[misc]  # Ray ships no type information
         worker_group_cls = Workers

@@ -13,6 +13,7 @@ from adios_ray.backend import node_checks
 from adios_ray.backend.channel import Channel, ReplacedError, note
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.node_checks import NodeChecks
+from adios_ray.backend.output import Unread
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.trial_report import TrialReport
@@ -374,6 +375,58 @@ def test_nodes_that_passed_are_checked_again_where_trials_fail_and_the_last_one_
 
     def fitting(nodes: Collection[str]) -> int:
         return len([node for node in nodes if node != "head"])
+
+    asyncio.run(scenario())
+
+
+def test_a_node_where_the_workers_of_two_trials_failed_is_refused_until_one_reports_from_it() -> None:
+    """As far as the other nodes can hold a trial; before, each of the two avoids it."""
+    names = {node: f"host {node}" for node in ("bad", "good", "head", "gone")}
+
+    async def fail(channel: Channel, trial: str, *nodes: str) -> None:
+        await channel.place(trial, nodes)
+        alive = {node: name for node, name in names.items() if node != "gone"}
+        await channel.workers_failed(trial, alive, "ImportError: libcudart")
+
+    def fitting(nodes: Collection[str]) -> int:
+        return len({"bad", "good"} & set(nodes))
+
+    async def scenario() -> None:
+        channel = Channel(dict.fromkeys(names, ""), lambda node: "", fitting)
+        for trial in ("t", "u"):
+            await channel.register(trial, CONFIG, None, 0, False)
+        await fail(channel, "t", "bad", "gone")
+        await fail(channel, "t", "bad")
+        await channel.workers_failed("t", names, "no worker was placed")
+        assert await channel.avoided_nodes("t") == ["bad"] and await channel.avoided_nodes("u") == []
+        assert await channel.refused_nodes() == []  # it may be the trial's fault
+        await channel.place("u", ["bad"])
+        await channel.answer("u", 0, TrialReport(epoch=1), MINE)
+        assert await channel.avoided_nodes("t") == []
+        await fail(channel, "u", "bad")
+        assert await channel.refused_nodes() == []  # the first failure was before the report
+        await fail(channel, "t", "bad")
+        assert await channel.refused_nodes() == ["bad"]
+        problem = "host bad cannot train: ImportError: libcudart"
+        assert await channel.check_node("bad") == problem
+        assert await channel.take_notes() == [Note("", f"{problem}. No trial starts there")]
+        for trial in ("t", "u"):
+            await fail(channel, trial, "good")
+        assert await channel.refused_nodes() == ["bad"]  # the last one is kept, as by checks
+        assert await channel.avoided_nodes("t") == []
+
+    asyncio.run(scenario())
+
+
+def test_what_workers_print_and_where_more_of_it_is_are_kept_for_each() -> None:
+    async def scenario() -> None:
+        channel, more = await registered(), Unread("node", {"worker.err": 6})
+        await channel.printed("t", 0, "", more)
+        await channel.printed("t", 1, "hello", more)
+        await channel.printed("t", 0, "bye", Unread("node", {}))
+        assert await channel.take_unread("t") == {1: more} and await channel.take_unread("t") == {}
+        printed = [(text, details) for _, text, details, kind in await channel.take_notes() if kind == "output"]
+        assert printed == [("worker 1 printed", "hello"), ("worker 0 printed", "bye")]
 
     asyncio.run(scenario())
 

@@ -1,8 +1,9 @@
 """Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
 
 import pickle
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from simulated import Simulation
 from test_schedulers import simulation
+from waiting import TIMEOUT_S, until
 
 from adios_ray import retry as retrying
 from adios_ray.backend import faults, trial
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of, fault_of_text
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.output import OutputCopy
+from adios_ray.backend.output import OutputCopy, Unread, read_files, read_rest
 from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSettings
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
@@ -65,12 +67,18 @@ def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) 
         raise OSError(17, "File exists", "masks")
 
     monkeypatch.setattr("adios_ray.backend.loop.train_loop", fail)
-    answers = SimpleNamespace(check_node=SimpleNamespace(remote=lambda node: ""))
+    printed = list[tuple[Any, ...]]()
+    answers = SimpleNamespace(
+        check_node=SimpleNamespace(remote=lambda node: ""),
+        printed=SimpleNamespace(remote=lambda *arguments: printed.append(arguments)),
+    )
     context = SimpleNamespace(get_node_id=lambda: "ab")
     fake_ray = SimpleNamespace(get=lambda answer: answer, get_runtime_context=lambda: context)
     monkeypatch.setattr(trial, "ray", fake_ray)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     with pytest.raises(OSError) as raised:
-        trial.run_worker({"channel": answers})
+        trial.run_worker({"channel": answers, "trial": "trial_00"})
+    assert printed[-1] == ("trial_00", 1, "", Unread("ab", {}))  # nothing is left to read
     fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
     assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
     assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
@@ -92,6 +100,9 @@ class Stage:
         called = SimpleNamespace(remote=lambda *arguments: None)
         self.refused, self.own_problem = list[str](), ""
         self.checks, self.found_again = 0, list[str]()
+        self.avoided, self.failed, self.printed = list[str](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
+        self.labels = list[dict[str, str]]()
+        self.unread = dict[int, Unread]()
         refused = SimpleNamespace(remote=lambda: list(self.refused))
         check_node = SimpleNamespace(remote=lambda node: self.own_problem)
         check_again = SimpleNamespace(remote=self._check_again)
@@ -101,7 +112,12 @@ class Stage:
             refused_nodes=refused,
             check_node=check_node,
             check_nodes_again=check_again,
+            avoided_nodes=SimpleNamespace(remote=lambda name: list(self.avoided)),
+            workers_failed=SimpleNamespace(remote=lambda *arguments: self.failed.append(arguments)),
+            take_unread=SimpleNamespace(remote=lambda name: self.unread),
+            printed=SimpleNamespace(remote=lambda *arguments: self.printed.append(arguments)),
         )
+        monkeypatch.setattr(trial, "node_names", lambda: {"ab": "node7"})
         monkeypatch.setattr(trial, "find_channel", lambda run: channel)
         monkeypatch.setattr(trial, "note", lambda channel, name, *texts: self.notes.append(texts))
         monkeypatch.setattr(trial, "time", SimpleNamespace(sleep=self.waits.append))
@@ -123,7 +139,7 @@ class Stage:
             gpus_per_worker=0.0,
         )
 
-    def _build(self, settings: TrialSettings, channel: Any, find_labels: Callable[[], dict[str, str]]) -> Any:
+    def _build(self, settings: Any, channel: Any, find_labels: Callable[[], dict[str, str]], on_placed: Any) -> Any:
         return SimpleNamespace(fit=partial(self._fit, find_labels))
 
     def _check_again(self) -> None:
@@ -134,7 +150,7 @@ class Stage:
         return (refs, []) if self.reply else ([], refs)
 
     def _fit(self, find_labels: Callable[[], dict[str, str]]) -> None:
-        self.labels = find_labels()
+        self.labels.append(find_labels())
         if self.failures:
             self.failures -= 1
             raise OSError("no data")
@@ -171,9 +187,9 @@ def test_a_failure_on_a_node_that_was_refused_is_not_counted(monkeypatch: pytest
     stage.failures = 1
     stage.live.setup(stage.settings)
     stage.live._thread.join()
-    assert stage.labels == {}
+    assert stage.labels == [{}]
     stage.refused = ["ab", "cd"]
-    assert stage.step().report is not None and stage.waits == [] and stage.labels == outside(["ab", "cd"])
+    assert stage.step().report is not None and stage.waits == [] and stage.labels[-1] == outside(["ab", "cd"])
     assert stage.notes[0][0] == "its workers failed (OSError: no data) and are started elsewhere"
 
 
@@ -183,8 +199,56 @@ def test_a_node_that_has_failed_since_its_check_is_left_at_the_second_failure(
     stage = Stage(monkeypatch, tmp_path)
     stage.failures, stage.found_again = 2, ["ab"]
     stage.live.setup(stage.settings)
-    assert stage.step().report is not None and stage.waits == [0.0] and stage.labels == outside(["ab"])
+    assert stage.step().report is not None and stage.waits == [0.0] and stage.labels[-1] == outside(["ab"])
     assert [text.rpartition(" ")[2] for text, *_ in stage.notes] == [str(ATTEMPTS), "elsewhere"]
+
+
+def test_a_trial_leaves_the_nodes_where_it_failed_at_its_second_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures, stage.refused, stage.avoided = 3, ["cd"], ["ab"]
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None
+    assert stage.labels == 2 * [outside(["cd"])] + 2 * [outside(["cd", "ab"])]
+    assert stage.failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
+    assert stage.step().report is not None  # the Ray Train run has ended after its report, which is a first failure
+    assert stage.labels[4:] == [outside(["cd"])]
+
+
+def test_what_a_worker_printed_last_is_read_after_it_died(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stage, path = Stage(monkeypatch, tmp_path), tmp_path / "worker.err"
+    sent = list[tuple[str, Mapping[str, int]]]()
+    with path.open("a") as file:
+        copy = OutputCopy(lambda *part: sent.append(part), [file.fileno()])
+        assert sent == [("", {str(path): 0})]
+        file.write("first\n")
+        file.flush()
+        until(lambda: len(sent) > 1)
+        assert sent[1:] == [("first", {str(path): 6})]
+        positions = dict(sent[-1][1])
+        copy.__exit__(None, None, None)
+    assert sent[2:] == [("", {})]
+    with path.open("a") as file:  # as the process that dies
+        file.write("terminate called\n:job_id:1\nAborted\n")
+    assert read_files(positions | {str(tmp_path / "gone"): 0}) == "terminate called\nAborted"
+    stage.failures, stage.unread = 1, {1: Unread("ab", positions)}
+    monkeypatch.setattr(trial, "read_rest", lambda unread: {1: read_files(unread[1].positions)})
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None
+    assert stage.printed == [("trial_00", 1, "terminate called\nAborted", Unread("ab", {}))]
+
+
+@pytest.mark.ray
+def test_the_rest_is_read_on_the_nodes_that_are_there(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    path = tmp_path / "worker.err"
+    path.write_text("first\nlast words\n")
+    here, gone = Unread(ray.get_runtime_context().get_node_id(), {str(path): 6}), Unread("a" * 56, {str(path): 0})
+    began = time.monotonic()
+    assert read_rest({0: here, 1: gone, 2: here._replace(positions={str(path): 17})}) == {0: "last words"}
+    assert read_rest({}) == {} and time.monotonic() - began < TIMEOUT_S
 
 
 def test_failures_before_workers_start_count_also_where_a_node_is_refused(
@@ -418,10 +482,10 @@ def test_what_a_worker_prints_is_passed_on_in_bounded_parts(tmp_path: Path, monk
     path = tmp_path / "worker.out"
     path.write_text("before\n")
     sent: list[str] = []
-    with path.open("a") as file, OutputCopy(sent.append, [file.fileno()]):
+    with path.open("a") as file, OutputCopy(lambda lines, positions: sent.append(lines), [file.fileno()]):
         file.write(":actor_name:x\n1234567\n")
         file.flush()
-    assert sent == ["(14 bytes are left out here)\n1234567"]
+    assert sent == ["", "(14 bytes are left out here)\n1234567"]
 
 
 @pytest.mark.parametrize(

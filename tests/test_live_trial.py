@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,11 +84,11 @@ class Driven:
         return load_checkpoint(reported.checkpoint, CPU)
 
     def notes(self) -> list[Note]:
-        """Take the notes of all trials, without what workers printed."""
+        """Take the notes of all trials."""
         import ray
 
         notes: list[Note] = ray.get(self.channel.take_notes.remote())
-        return [note for note in notes if note.kind != "output"]
+        return notes
 
     def stop(self) -> None:
         """Stop all trials, and remove what killed processes left."""
@@ -160,10 +160,14 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     driven.start("trial", config)
     reports = [driven.report("trial")]
     assert [(group.placed, group.orphaned) for group in groups(driven.run_dir)] == [(True, False)]
-    kill_worker()
+    (victim,) = soak.processes("worker")
+    victim.suspend()  # it does not pass on what it prints last
+    with open(f"/proc/{victim.pid}/fd/2", "a") as file:
+        file.write("last words\n")
+    victim.kill()
     reports.append(driven.report("trial"))
+    assert Note("trial", "worker 0 printed", "last words", "output") in driven.notes()
     second = reports[-1].checkpoint.path / STATE_FILE
-    driven.notes()
     before = driven.state(reports[-1])
     second.write_bytes(second.read_bytes()[:1000])
     kill_worker()
@@ -173,7 +177,7 @@ def test_a_trial_whose_processes_are_killed_resumes_from_its_last_whole_checkpoi
     assert [report.report.epoch for report in reports] == [1, 2, 2, 3, 4]
     assert [len({report.report.worker_pid for report in part}) for part in (reports[:3], reports[2:])] == [3, 1]
     assert len({report.pid for report in reports}) == 1
-    failed, skipped = driven.notes()
+    failed, skipped = (note for note in driven.notes() if note.kind != "output")
     assert failed.text.startswith("its workers failed (") and failed.text.endswith("started again, attempt 2 of 6")
     assert "The actor died unexpectedly" in failed.details
     assert f"epoch_00002/{STATE_FILE} is damaged" in skipped.text and skipped.text.endswith("from trial/epoch_00001")
@@ -214,6 +218,7 @@ def _failures_of_fits(make_worker: Callable[[], Any], *settings: Any) -> list[li
     class Actor:  # local, so that it is pickled by value
         def fit(self, settings: Any) -> list[str]:
             """Fit once more after each failure, in the same process; return the names of the failures."""
+            import ray
             from ray.train import ControllerError
 
             from adios_ray.backend import trial
@@ -221,14 +226,15 @@ def _failures_of_fits(make_worker: Callable[[], Any], *settings: Any) -> list[li
             from adios_ray.run_storage import RunStorage
 
             trial.run_worker, failures = make_worker(), list[str]()
+            placed, own = list[Sequence[str]](), ray.get_runtime_context().get_node_id()
             with own_groups(RunStorage(settings["run_dir"]), print):
                 while True:
                     try:
-                        result = trial.build_trainer(settings, None, dict).fit()
+                        result = trial.build_trainer(settings, None, dict, placed.append).fit()
                     except ControllerError as error:
                         failures.append(type(error.controller_failure).__name__)
                     else:
-                        assert result.error is None
+                        assert result.error is None and placed == (1 + len(failures)) * [[own]]
                         return failures
 
     run_dir = Path(settings[0]["run_dir"])

@@ -1,5 +1,6 @@
 """Checks of a cluster's nodes: what each node compares, and the one error that names those that cannot train."""
 
+import os
 import shutil
 import sys
 from collections.abc import Collection
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
+import torch
 from s3 import s3_server
 from waiting import TIMEOUT_S
 
@@ -35,12 +37,22 @@ from adios_ray.store import Store
 
 
 @pytest.fixture
-def expected(objects_dir: Path, tmp_path: Path) -> Expected:
+def torch_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let new processes import an empty torch, whose file this is."""
+    file = tmp_path / "packages" / "torch.py"
+    file.parent.mkdir()
+    file.touch()
+    monkeypatch.setenv("PYTHONPATH", str(file.parent), prepend=os.pathsep)
+    return file
+
+
+@pytest.fixture
+def expected(objects_dir: Path, tmp_path: Path, torch_file: Path) -> Expected:
     """Provide what the driver sees: a run directory with the folder that it has just made, and a data set."""
     data, folder = tmp_path / "data", tmp_path / "run" / ".nodes-1"
     shutil.copytree(objects_dir, data)
     folder.mkdir(parents=True)
-    return expected_in(folder, str(data))
+    return expected_in(folder, str(data), gpus=False)
 
 
 def test_a_node_that_sees_the_same_answers_on_the_storage(expected: Expected) -> None:
@@ -68,6 +80,25 @@ def test_a_node_without_the_data_or_with_other_data_is_told_apart(expected: Expe
     manifest.unlink()
     (problem,) = find_problems(expected, "node")
     assert problem.startswith(f"no data set in {expected.data_dir}")
+
+
+def test_a_torch_that_cannot_be_imported_or_finds_no_gpu_is_a_problem(
+    expected: Expected, torch_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # by Ray, for a task without a GPU
+    torch_file.write_text(
+        "import os\nclass cuda:\n    def init():\n        assert 'CUDA_VISIBLE_DEVICES' in os.environ, 'lost\\nCUDA'"
+    )
+    assert find_problems(expected, "node") == []
+    assert find_problems(expected._replace(gpus=True), "node") == ["it cannot use torch (AssertionError: lost)"]
+    torch_file.write_text("raise ImportError('libcudart.so.13: cannot open shared object file')")
+    problem = "it cannot use torch (ImportError: libcudart.so.13: cannot open shared object file)"
+    assert find_problems(expected, "node") == [problem]
+    torch_file.write_text("import os; os.abort()")
+    assert find_problems(expected, "node") == ["it cannot use torch (its import ended with status -6)"]
+    torch_file.write_text("import time; time.sleep(60)")
+    monkeypatch.setattr(preflight, "IMPORT_S", 0.2)  # a slow disk
+    assert find_problems(expected, "node") == []
 
 
 @pytest.mark.slow
@@ -103,7 +134,7 @@ def test_one_error_names_all_nodes_that_cannot_train() -> None:
 def test_a_run_may_go_on_without_nodes_that_cannot_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two", "c": "three"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one", "b": "two", "c": "three"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"b": ["no data", "torch"], "c": []})
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     asked = set[str]()
@@ -113,10 +144,10 @@ def test_a_run_may_go_on_without_nodes_that_cannot_train(
         return True
 
     problem = "two cannot train: no data, torch"
-    assert check_nodes(tmp_path, "data", enough) == {"a": "", "b": problem, "c": ""}
+    assert check_nodes(tmp_path, "data", False, enough) == {"a": "", "b": problem, "c": ""}
     assert asked == {"a", "c"} and f"{problem}. No trial starts there" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="1 of 2 nodes cannot train: two: no data, torch"):
-        check_nodes(tmp_path, "data")
+        check_nodes(tmp_path, "data", False)
 
 
 def test_what_a_killed_driver_has_left_of_its_checks_is_removed(tmp_path: Path) -> None:
@@ -139,9 +170,9 @@ def test_a_node_needs_a_cache_for_what_is_at_uris(expected: Expected, monkeypatc
 
 
 def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one (10.0.0.1)", "b": "two (10.0.0.2)"})
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {"a": ["no data", "torch"], "b": []})
-    look = partial(find_node_problem, tmp_path, "data")
+    look = partial(find_node_problem, tmp_path, "data", False)
     assert look("a") == "one (10.0.0.1) cannot train: no data, torch"
     assert look("b") == "" and look("gone") is None
 
@@ -154,16 +185,19 @@ def test_a_node_that_joins_is_named_with_what_it_lacks(tmp_path: Path, monkeypat
 
 def test_the_drivers_own_node_is_asked_where_the_cluster_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its workers then have the environment in which the cluster was started."""
-    monkeypatch.setattr(preflight, "_names", lambda: {"a": "one", "b": "two"})
+    monkeypatch.setattr(preflight, "node_names", lambda: {"a": "one", "b": "two"})
     monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a"))
     problems = {"a": ["it has torch 1.13.1"], "b": []}
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *places: {node: problems[node] for node in nodes})
     monkeypatch.setattr(preflight, "cluster_started_here", lambda: True)
-    assert check_nodes("run", "data") == {"a": "", "b": ""} and preflight.find_refused_nodes("run", "data") == []
+    assert (
+        check_nodes("run", "data", False) == {"a": "", "b": ""}
+        and preflight.find_refused_nodes("run", "data", False) == []
+    )
     monkeypatch.setattr(preflight, "cluster_started_here", lambda: False)
-    assert preflight.find_refused_nodes("run", "data") == ["a"]
+    assert preflight.find_refused_nodes("run", "data", False) == ["a"]
     with pytest.raises(ConfigError, match=r"1 of 2 nodes cannot train: one: it has torch 1\.13\.1"):
-        check_nodes("run", "data")
+        check_nodes("run", "data", False)
 
 
 @pytest.mark.ray
@@ -173,9 +207,9 @@ def test_the_evaluation_on_the_test_split_stays_off_nodes_that_cannot_train(
     import ray
 
     own, beside = ray.get_runtime_context().get_node_id(), "a" * 56
-    monkeypatch.setattr(preflight, "_names", lambda: dict.fromkeys((own, beside, "b"), ""))
+    monkeypatch.setattr(preflight, "node_names", lambda: dict.fromkeys((own, beside, "b"), ""))
     monkeypatch.setattr(preflight, "_ask", lambda nodes, *_: dict.fromkeys(nodes, ["no data"]) | {"b": []})
-    assert preflight.find_refused_nodes(tmp_path, "data") == [beside]
+    assert preflight.find_refused_nodes(tmp_path, "data", False) == [beside]
     monkeypatch.setattr(verdict, "_on_test", lambda *_: ray.get_runtime_context().get_node_id())
     config, pointer = TrialConfig(data_dir="data"), Pointer(path=Path("checkpoint"), sha256="")
     # Where no other node can hold it, it is tried on its own, and says why it fails.
@@ -199,6 +233,12 @@ def test_nodes_answer_by_tasks_of_their_own(
     Path(expected.folder, node).unlink()
     other = expected._replace(torch="1.13.1")
     assert ask_nodes([node], other, 60) == {node: [f"it has torch {expected.torch}, not 1.13.1"]}
+    there = ray.nodes()
+    assert there[0]["Resources"]["GPU"]  # by its word alone
+    for resources, usable in ((there[0]["Resources"], torch.cuda.is_available()), ({}, True)):
+        monkeypatch.setattr(ray, "nodes", lambda has=resources: [there[0] | {"Resources": has}])
+        (problems,) = ask_nodes([node], expected._replace(gpus=True), 60).values()
+        assert [each.partition(" (")[0] for each in problems] == ([] if usable else ["it cannot use torch"])
     monkeypatch.setattr(preflight, "find_problems", lambda expected, node: [])
     Path(expected.folder, node).unlink()
     lost = f"what it writes to {Path(expected.folder).parent} does not arrive here"

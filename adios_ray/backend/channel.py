@@ -11,8 +11,12 @@ answered command::
                                                Command <----------------------------- take(p), p + 1, ...
                                                report, checkpoint <------------------ answer(p, ...)
     on_trial_result() <--- Reply <------------ report, checkpoint
+                         place(nodes) ------>
                                                what its node lacks <----------------- check_node(node)
-    take_notes() <---------------------------- Notes <------------------------------- note(trial, text)
+    take_notes() <---------------------------- Notes <------------------------------- note(trial, text), printed(lines)
+                         workers_failed() --->
+                         avoided_nodes() <---- where no other trial has reported since
+                         take_unread() <------ what they may have printed since <---- printed(lines)
     load(...) -------------------------------> "load" ------------------------------> loaded in place
     hold(False) -----------------------------> "train", if requested ---------------> train to the next report
     preempt() -------------------------------> Reply without a report: the trial is paused
@@ -30,6 +34,7 @@ import ray
 
 from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
 from adios_ray.backend.node_checks import NodeChecks
+from adios_ray.backend.output import Unread
 from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig
 from adios_ray.console import say
@@ -55,6 +60,7 @@ class Channel:
         """Start without trials; see ``start_channel``."""
         self._lines, self._notes = Lines(), list[Note]()
         self._nodes = NodeChecks(nodes, find_problem, count_fitting, lambda text: self._notes.append(Note("", text)))
+        self._unread: defaultdict[str, dict[int, Unread]] = defaultdict(dict)
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
@@ -92,11 +98,22 @@ class Channel:
         The answer of a worker group that has been replaced meanwhile is dropped.
         """
         self._lines[trial].answer(position, report, checkpoint)
+        self._nodes.reported(trial)
         await self._notify(trial)
 
     async def note(self, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
         """Keep a message for the driver."""
         self._notes.append(Note(trial, text, details, kind))
+
+    async def printed(self, trial: str, worker: int, lines: str, unread: Unread) -> None:
+        """Keep what the worker of a rank has printed for the driver, and where what it prints next can be read."""
+        if lines:
+            self._notes.append(Note(trial, f"worker {worker} printed", lines, "output"))
+        self._unread[trial][worker] = unread
+
+    async def take_unread(self, trial: str) -> dict[int, Unread]:
+        """Return where more can be read of what a trial's workers printed, by rank, once they have ended."""
+        return {worker: unread for worker, unread in self._unread.pop(trial, {}).items() if unread.positions}
 
     async def check_node(self, node: str) -> str:
         """Say why a node cannot train, nothing if it can; wait until it has been checked."""
@@ -114,6 +131,18 @@ class Channel:
     async def refused_nodes(self) -> list[str]:
         """Return the IDs of nodes that cannot train."""
         return self._nodes.refused()
+
+    async def place(self, trial: str, nodes: Sequence[str]) -> None:
+        """Take note of the nodes on which a trial's workers start; see ``NodeChecks.place``."""
+        self._nodes.place(trial, nodes)
+
+    async def workers_failed(self, trial: str, names: Mapping[str, str], reason: str) -> None:
+        """Take note that a trial's workers failed; see ``NodeChecks.failed``."""
+        await self._nodes.failed(trial, names, reason)
+
+    async def avoided_nodes(self, trial: str) -> list[str]:
+        """Return the IDs of nodes that a trial whose workers keep failing avoids; see ``NodeChecks.avoided``."""
+        return await self._nodes.avoided(trial)
 
     async def take_notes(self) -> list[Note]:
         """Return the messages since the last call."""

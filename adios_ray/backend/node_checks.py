@@ -1,8 +1,12 @@
-"""Checks of nodes while a run trains: of those that join, before a trial starts there, and where trials fail."""
+"""Checks of nodes while a run trains: of those that join, before a trial starts there, and where trials fail.
+
+A node that passes its check may still fail the workers that start there; trials whose workers failed avoid it.
+"""
 
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ray.util.placement_group import NODE_ID_LABEL_KEY
@@ -17,6 +21,11 @@ def outside(nodes: Sequence[str]) -> dict[str, str]:
     """Make a selector for the labels of all nodes but those of some IDs; empty if there are none."""
     # Without spaces, which Ray takes for the beginning of an ID.
     return {NODE_ID_LABEL_KEY: f"!in({','.join(nodes)})"} if nodes else {}
+
+
+def problem_text(name: str, found: Sequence[str]) -> str:
+    """Say what a node of this name lacks; nothing if it lacks nothing."""
+    return f"{name} cannot train: {', '.join(found)}" if found else ""
 
 
 class NodeChecks:
@@ -41,7 +50,10 @@ class NodeChecks:
         self._find_problem, self._count_fitting, self._say = find_problem, count_fitting, say
         self._problems, self._checked = dict(known), dict.fromkeys(known, time.monotonic())
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._checking_again = asyncio.Lock()
+        self._refusing = asyncio.Lock()
+        # The nodes of each trial's workers, and the trials whose workers failed on a node since any reported from it.
+        self._places: dict[str, Sequence[str]] = {}
+        self._failed: defaultdict[str, set[str]] = defaultdict(set)
 
     def begin(self, nodes: Iterable[str]) -> None:
         """Begin to check nodes, without waiting for the answers."""
@@ -68,7 +80,7 @@ class NodeChecks:
 
         If what is left cannot hold a trial, none is refused: trials would wait for other nodes without end.
         """
-        async with self._checking_again:
+        async with self._refusing:
             due = [node for node in self.passed() if time.monotonic() > self._checked[node] + AGAIN_S]
             found = await asyncio.gather(
                 *(asyncio.to_thread(self._find_problem, node) for node in due), return_exceptions=True
@@ -80,9 +92,43 @@ class NodeChecks:
                     self._forget(node)
                 elif isinstance(problem, str):  # else storage is away, which is no node's fault
                     problems[node] = problem
-            if await asyncio.to_thread(self._count_fitting, [node for node in self.passed() if not problems.get(node)]):
+            if await self._others_suffice([node for node, problem in problems.items() if problem]):
                 for node, problem in problems.items():
                     self._note(node, problem)
+
+    def place(self, trial: str, nodes: Sequence[str]) -> None:
+        """Take note of the nodes with these IDs, on which a trial's workers start."""
+        self._places[trial] = nodes
+
+    def reported(self, trial: str) -> None:
+        """Take note that a trial's workers have reported: what failed on their nodes were not the nodes."""
+        for node in self._places.get(trial, ()):
+            self._failed.pop(node, None)
+
+    async def failed(self, trial: str, names: Mapping[str, str], reason: str) -> None:
+        """Take note that a trial's workers failed; refuse a node of theirs where two trials did, as ``check_again``.
+
+        Args:
+            trial: The trial.
+            names: Names of the nodes that are alive, by ID.
+            reason: Why the workers failed.
+        """
+        async with self._refusing:
+            for node in set(self._places.pop(trial, ())) & names.keys():
+                self._failed[node].add(trial)
+                if len(self._failed[node]) > 1 and node in self.passed() and await self._others_suffice([node]):
+                    self._checked[node] = time.monotonic()
+                    self._note(node, problem_text(names[node], [reason]))
+
+    async def avoided(self, trial: str) -> list[str]:
+        """List the nodes on which a trial's workers failed, and none has reported since; none if it needs them."""
+        nodes = [node for node, trials in self._failed.items() if trial in trials]
+        return nodes if await self._others_suffice(nodes) else []
+
+    async def _others_suffice(self, nodes: Collection[str]) -> bool:
+        """Tell whether the nodes that have passed can hold a trial without these."""
+        others = [node for node in self.passed() if node not in nodes]
+        return await asyncio.to_thread(self._count_fitting, others) > 0
 
     def refused(self) -> list[str]:
         """List the nodes that cannot train."""

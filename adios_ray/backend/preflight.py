@@ -6,8 +6,12 @@ A node that lacks one of them would fail every trial that is placed on it.
 import contextlib
 import hashlib
 import importlib.metadata
+import os
 import secrets
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +21,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import adios_ray
-from adios_ray.backend.node_checks import NOT_THERE
+from adios_ray.backend.node_checks import NOT_THERE, problem_text
 from adios_ray.backend.tasks import cancelled_on_error
 from adios_ray.console import counted, say
 from adios_ray.data.manifest import read_manifest
@@ -31,6 +35,16 @@ PROBES = ".nodes-"
 """Begins the names of folders in a run's directory into which nodes write while they are checked."""
 ANSWER_S = 60.0
 """Seconds that all nodes have to answer; a node's first task starts a process there."""
+IMPORT_S = 45.0
+"""Seconds that torch has to be imported on a node, perhaps from a slow disk; one that takes longer is no problem."""
+_IMPORT = """
+try:
+    import torch
+    if {gpus}:
+        torch.cuda.init()
+except Exception as error:
+    raise SystemExit(f"{{type(error).__name__}}: {{error}}".splitlines()[0])
+"""
 
 
 class Expected(NamedTuple):
@@ -42,6 +56,7 @@ class Expected(NamedTuple):
         data: Checksum of its manifest.
         source: Checksum of this package's source.
         torch: Version of torch.
+        gpus: Whether torch is to use GPUs, where a node has any.
     """
 
     folder: Location
@@ -49,11 +64,13 @@ class Expected(NamedTuple):
     data: str
     source: str
     torch: str | None
+    gpus: bool
 
 
 def check_nodes(
     run: Location,
     data_dir: str,
+    gpus: bool,
     enough: Callable[[Collection[str]], bool] = lambda passed: False,
     say: Callable[[str], None] = say,
 ) -> dict[str, str]:
@@ -64,6 +81,7 @@ def check_nodes(
     Args:
         run: The run's directory or URI.
         data_dir: Directory or URI of the data set.
+        gpus: Whether workers use GPUs.
         enough: Tells whether the nodes with these IDs suffice. If so, the others are reported and left out.
         say: Called with a line about the check, and about each node that is left out.
 
@@ -74,12 +92,14 @@ def check_nodes(
         ConfigError: Naming all nodes that cannot train, and why.
     """
     own = ray.get_runtime_context().get_node_id()
-    names = _names()
+    names = node_names()
     if not (asked := _asked(names)):
         return {own: ""}
     say(f"Checking storage, data and packages on {counted(len(asked), 'node')}")
-    found = _ask(asked, run, data_dir)
-    problems = dict.fromkeys([own, *names], "") | {node: _problem(names[node], each) for node, each in found.items()}
+    found = _ask(asked, run, data_dir, gpus)
+    problems = dict.fromkeys([own, *names], "") | {
+        node: problem_text(names[node], each) for node, each in found.items()
+    }
     if not enough({node for node, problem in problems.items() if not problem}):
         refuse([(names[node], each) for node, each in found.items()])
     for problem in filter(None, problems.values()):
@@ -87,7 +107,7 @@ def check_nodes(
     return problems
 
 
-def find_node_problem(run: Location, data_dir: str, node: str) -> str | None:
+def find_node_problem(run: Location, data_dir: str, gpus: bool, node: str) -> str | None:
     """Ask a node why it cannot train; nothing if it can, None if it has left.
 
     Where this node does not see the data either, that is the reason.
@@ -95,23 +115,23 @@ def find_node_problem(run: Location, data_dir: str, node: str) -> str | None:
     Raises:
         OSError: If the run's storage is away.
     """
-    name = _names().get(node)
+    name = node_names().get(node)
     if name is None:
         return None
     try:
-        return _problem(name, _ask([node], run, data_dir).get(node, []))
+        return problem_text(name, _ask([node], run, data_dir, gpus).get(node, []))
     except DatasetError as error:
-        return _problem(name, [str(error)])
+        return problem_text(name, [str(error)])
 
 
-def find_refused_nodes(run: Location, data_dir: str) -> list[str]:
+def find_refused_nodes(run: Location, data_dir: str, gpus: bool) -> list[str]:
     """Ask all nodes, and list the IDs of those that cannot train: such as have joined since ``check_nodes``.
 
     Raises:
         StorageError: If the run's storage stays away.
     """
-    asked = _asked(_names())
-    return [node for node, found in _ask(asked, run, data_dir).items() if found] if asked else []
+    asked = _asked(node_names())
+    return [node for node, found in _ask(asked, run, data_dir, gpus).items() if found] if asked else []
 
 
 def _asked(nodes: Iterable[str]) -> list[str]:
@@ -120,24 +140,20 @@ def _asked(nodes: Iterable[str]) -> list[str]:
     return [node for node in nodes if node not in own]
 
 
-def _problem(name: str, found: Sequence[str]) -> str:
-    return f"{name} cannot train: {', '.join(found)}" if found else ""
-
-
-def _ask(nodes: Sequence[str], run: Location, data_dir: str) -> dict[str, list[str]]:
+def _ask(nodes: Sequence[str], run: Location, data_dir: str, gpus: bool) -> dict[str, list[str]]:
     with probed(run) as folder:
-        return ask_nodes(nodes, expected_in(folder, data_dir), ANSWER_S)
+        return ask_nodes(nodes, expected_in(folder, data_dir, gpus), ANSWER_S)
 
 
-def _names() -> dict[str, str]:
+def node_names() -> dict[str, str]:
     """Name the nodes that are alive for people, by ID."""
     alive = (node for node in ray.nodes() if node["Alive"])
     return {node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for node in alive}
 
 
-def expected_in(folder: Location, data_dir: str) -> Expected:
+def expected_in(folder: Location, data_dir: str, gpus: bool) -> Expected:
     """Collect what this process sees."""
-    return Expected(folder, data_dir, _manifest_checksum(data_dir), source_checksum(), torch_version())
+    return Expected(folder, data_dir, _manifest_checksum(data_dir), source_checksum(), torch_version(), gpus)
 
 
 def refuse(problems: Sequence[tuple[str, Sequence[str]]]) -> None:
@@ -152,8 +168,11 @@ def refuse(problems: Sequence[tuple[str, Sequence[str]]]) -> None:
 def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dict[str, list[str]]:
     """Run ``find_problems`` on nodes, given by their IDs; return the problems of each that is still there."""
     task = ray.remote(num_cpus=0, max_retries=0)(find_problems)
+    with_gpus = {node["NodeID"] for node in ray.nodes() if node["Resources"].get("GPU")}
     answers = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(expected, node): node
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            expected._replace(gpus=expected.gpus and node in with_gpus), node
+        ): node
         for node in nodes
     }
     with cancelled_on_error(list(answers)):
@@ -162,7 +181,7 @@ def ask_nodes(nodes: Sequence[str], expected: Expected, timeout_s: float) -> dic
     for answer in late:
         ray.cancel(answer, force=True)
         found[answers[answer]] = [f"it did not answer within {timeout_s:g} s"]
-    alive = _names()
+    alive = node_names()
     return {node: found[node] for node in nodes if node in alive}
 
 
@@ -179,6 +198,13 @@ def _found(answer: "ray.ObjectRef[list[str]]", expected: Expected, node: str) ->
 
 def find_problems(expected: Expected, node: str) -> list[str]:
     """Compare this node with the driver's; leave a file of the node's name on the storage."""
+    with ThreadPoolExecutor(1) as beside:  # its import takes seconds
+        torch = beside.submit(_torch_problem, expected.gpus)
+        problems = _differences(expected, node)
+        return [*problems, torch.result()] if torch.result() else problems
+
+
+def _differences(expected: Expected, node: str) -> list[str]:
     problems, run = [], split_location(expected.folder)[0]
     try:
         if not all(map(local_path, (expected.folder, expected.data_dir))):
@@ -230,6 +256,21 @@ def torch_version() -> str | None:
         return importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _torch_problem(gpus: bool) -> str:
+    """Import torch as a worker will, but in a process of its own, which may crash; say why it fails."""
+    # A task without a GPU is shown none; a worker will be shown its own.
+    shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    code = [sys.executable, "-c", _IMPORT.format(gpus=gpus)]
+    try:
+        ended = subprocess.run(code, env=shown, capture_output=True, text=True, errors="replace", timeout=IMPORT_S)
+    except subprocess.TimeoutExpired:
+        return ""
+    if not ended.returncode:
+        return ""
+    said = ended.stderr.strip().splitlines() or [f"its import ended with status {ended.returncode}"]
+    return f"it cannot use torch ({said[-1]})"
 
 
 def remove_probes(run: Location) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +16,8 @@ from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
 from adios_ray.backend.loop_config import LoopConfig
 from adios_ray.backend.node_checks import outside
-from adios_ray.backend.output import OutputCopy
+from adios_ray.backend.output import OutputCopy, Unread, read_rest
+from adios_ray.backend.preflight import node_names
 from adios_ray.checkpoints import Pointer
 from adios_ray.errors import AdiosRayError, NodeError, StorageError
 from adios_ray.ray_private import lean_trainer_class
@@ -88,9 +89,14 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._thread.start()
 
     def _find_labels(self) -> dict[str, str]:
-        """Select the nodes on which workers may start, and take note of the others."""
+        """Select the nodes on which workers may start, and take note of those that are refused."""
         self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
-        return outside(self._refused)
+        # At its second failure a trial leaves the nodes where it failed, as far as others can hold it.
+        avoided = ray.get(self._channel.avoided_nodes.remote(self._trial)) if self._failures > 1 else []
+        return outside([*self._refused, *avoided])
+
+    def _note_nodes(self, nodes: Sequence[str]) -> None:
+        ray.get(self._channel.place.remote(self._trial, nodes))
 
     def _say(self, text: str) -> None:
         note(self._channel, self._trial, text, kind="wait")
@@ -99,7 +105,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         try:
             retry(self._run.open, self._say)
             with own_groups(self._run, self._say):
-                build_trainer(self._settings, self._channel, self._find_labels).fit()
+                build_trainer(self._settings, self._channel, self._find_labels, self._note_nodes).fit()
         except BaseException as error:  # step() reads it once this thread has ended
             self._error = error
 
@@ -122,6 +128,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
     def _recover(self) -> Fault | None:
         """Restart the workers after a wait; after too many failures in a row, return the last one instead."""
         fault = fault_of(self._error)
+        self._read_rest()
         try:
             # Wait for storage before counting the failure: an outage would use up the attempts of every trial.
             retry(self._run.open, self._say)
@@ -140,6 +147,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             self._start()
             return None
         self._failures += 1
+        ray.get(self._channel.workers_failed.remote(self._trial, node_names(), fault.reason))
         if self._failures == ATTEMPTS:
             return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
         wait_s = WAITS_S[self._failures - 1]
@@ -149,6 +157,12 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         time.sleep(wait_s)
         self._start()
         return None
+
+    def _read_rest(self) -> None:
+        """Pass on what workers printed last that died before they could."""
+        unread: dict[int, Unread] = ray.get(self._channel.take_unread.remote(self._trial))
+        for rank, lines in read_rest(unread).items():
+            ray.get(self._channel.printed.remote(self._trial, rank, lines, Unread(unread[rank].node, {})))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
@@ -173,18 +187,19 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
 
 def run_worker(config: dict[str, Any]) -> None:
     """Run the worker loop. Torch is imported only here, in the worker's process."""
-    from adios_ray import parallel
-    from adios_ray.backend.loop import train_loop
+    from ray.train import get_context
 
     settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
     _check_node(settings["channel"])
-    rank = parallel.rank()
+    rank, node = get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
 
-    def send(lines: str) -> None:
-        settings["channel"].note.remote(settings["trial"], f"worker {rank} printed", lines, "output")
+    def send(lines: str, positions: Mapping[str, int]) -> None:
+        settings["channel"].printed.remote(settings["trial"], rank, lines, Unread(node, positions))
 
     try:
         with OutputCopy(send):
+            from adios_ray.backend.loop import train_loop  # here, because imports may print, or crash
+
             train_loop(settings)
     except Exception as error:
         error.add_note(traceback.format_exc().rstrip())  # Ray Train passes on the error without its traceback
@@ -201,7 +216,12 @@ def _check_node(channel: Any) -> None:
         raise NodeError(problem)
 
 
-def build_trainer(config: TrialSettings, channel: Any, find_labels: Callable[[], Mapping[str, str]]) -> Any:
+def build_trainer(
+    config: TrialSettings,
+    channel: Any,
+    find_labels: Callable[[], Mapping[str, str]],
+    on_placed: Callable[[Sequence[str]], None],
+) -> Any:
     """Build the Ray Train trainer of a trial, which only an actor can run.
 
     It ends with the first failure of a worker; the trial starts another one, and says why.
@@ -210,6 +230,7 @@ def build_trainer(config: TrialSettings, channel: Any, find_labels: Callable[[],
         config: Settings of the trial.
         channel: Handle of the channel, which the workers receive.
         find_labels: Selects the nodes on which workers may be placed.
+        on_placed: Called with the IDs of the nodes on which workers start.
     """
     from ray.train import RunConfig, ScalingConfig
 
@@ -222,7 +243,7 @@ def build_trainer(config: TrialSettings, channel: Any, find_labels: Callable[[],
         gpus=gpus,
     )
     # A single worker needs no process group, and without one the trial's actor need not import torch.
-    return lean_trainer_class(name, process_group=config["workers"] > 1, find_labels=find_labels)(
+    return lean_trainer_class(name, config["workers"] > 1, find_labels, on_placed)(
         run_worker,
         train_loop_config=loop,
         scaling_config=ScalingConfig(

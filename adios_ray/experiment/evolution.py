@@ -130,7 +130,8 @@ def _train(
         return begun and _fitting(config, resources, passed) > 0
 
     remove_probes(storage.place)
-    checked = check_nodes(storage.place, config.data_dir, enough, run.note)
+    seen = (storage.place, config.data_dir, resources.gpus > 0)
+    checked = check_nodes(*seen, enough, run.note)
     changes()  # only now: a command that is refused changes nothing
     state = PopulationState.load(run_dir)
     # None are unfinished if the driver was stopped during the final evaluation; then only that is repeated.
@@ -143,7 +144,7 @@ def _train(
         run.write(partial(begin_lineage, run_dir, state.lineage_lines))
         run.write(storage.push)
         # The channel exists before the scheduler, which registers each trial, and the trials, which look it up by name.
-        look = partial(find_node_problem, storage.place, config.data_dir)
+        look = partial(find_node_problem, *seen)
         name = channel_name(run_dir.name)
         fitting = partial(_fitting, config, resources)
         channel = start_channel(name, len(unfinished), config.workers_per_trial, checked, look, fitting)

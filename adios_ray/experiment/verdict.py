@@ -187,7 +187,7 @@ def _submit(
 ) -> "ObjectRef[OnTest]":
     """Start the evaluation on the test split as a Ray task, on a node that can train: the driver's may have no GPU."""
     assert config.data_dir is not None
-    refused = find_refused_nodes(place, config.data_dir)
+    refused = find_refused_nodes(place, config.data_dir, resources.gpus > 0)
     # If no other node can hold it, it fails on one of these, with the reason, instead of waiting without end.
     holds = count_workers(resources, [node for node in nodes() if node.id not in refused])
     labels = outside(refused) if holds else {}

@@ -66,7 +66,7 @@ def run_cells(
     with connected(), tempfile.TemporaryDirectory() as records:
         resources = _cell_resources(gpus)
         for place in sorted(set(places.values())):
-            check_nodes(storage, place)
+            check_nodes(storage, place, resources.gpus > 0)
         for name in pending:  # an earlier run's, which a process that dies before it claims its cell would leave
             Path(name, ERROR).unlink(missing_ok=True)
         progress = _Progress(pending, places, resources)
