@@ -480,7 +480,8 @@ def test_an_estimate_needs_no_data(
 def test_cells_run_where_every_node_has_the_storage_and_the_data(
     objects_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(storage: Path, data: str) -> None:
+    def refuse(storage: Path, data: str, gpus: bool) -> None:
+        assert not gpus
         raise ConfigError(f"1 of 1 nodes cannot train: it does not see {storage} and {data}")
 
     monkeypatch.setattr(run_module, "connected", nullcontext)
