@@ -18,9 +18,9 @@ from scipy.optimize import least_squares
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.errors import UsageError, exit_status
-from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
 from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.outcomes import read_outcomes
 
 RATE, WEIGHT = "optimizer.encoder_lr", "masking.sparsity_weight"
 GUESS = {
@@ -48,9 +48,8 @@ class RealRun:
         self._epochs = sorted({epoch for _, epoch in self._observed})
         self._outcomes = {}
         for trial, epoch in self._observed:
-            path = RunDirectory(directory).outcomes(trial, epoch)
-            if path.exists():
-                self._outcomes[trial, epoch] = np.frombuffer(path.read_bytes(), np.uint8) / 255
+            if (found := read_outcomes(directory, trial, epoch)) is not None:
+                self._outcomes[trial, epoch] = found
 
     def residuals(self, numbers: dict[str, float]) -> list[float]:
         """Return measured minus modeled fitness of all reports; a copy continues from its donor's model."""
