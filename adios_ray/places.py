@@ -131,7 +131,7 @@ def check_unread(location: Location, *inputs: Location) -> None:
         if path is not None and own is not None:
             inside = path.resolve().is_relative_to(own.resolve())
         else:
-            inside = f"{location}/".startswith(f"{str(place).rstrip('/')}/")
+            inside = f"{Store(location)}/".startswith(f"{Store(place)}/")  # schemes are case-insensitive
         if inside:
             raise UsageError(f"--output {location} would change {place}, which is read: choose another place")
 

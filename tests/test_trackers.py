@@ -6,6 +6,7 @@ import queue
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,6 +91,18 @@ def test_a_tracker_that_hangs_delays_the_end_by_its_limit_only_and_is_named(
     late = f"jsonl did not end within 0.05 s, and may lack the last records; see {log}"
     assert said == [late if taken else f"jsonl: 1 of 1 records were not sent; see {log}"]
     assert not process.is_running()
+
+
+def test_a_tracker_that_dies_while_it_sends_the_last_records_is_named(tmp_path: Path) -> None:
+    before, said = set(psutil.Process().children()), list[str]()
+    with Trackers(["jsonl"], RunStorage(tmp_path), said.append) as trackers:
+        (process,) = set(psutil.Process().children()) - before
+        trackers.report(make_row(), CONFIG)
+        until(lambda: trackers._processes[0]._sent, process.is_running)
+        process.suspend()
+        threading.Timer(0.5, process.kill).start()
+    log = tmp_path / "logs" / "tracker_jsonl.log"
+    assert said == [f"jsonl ended with status -9, and may lack the last records; see {log}"]
 
 
 def test_a_tracker_that_cannot_start_is_named_and_the_others_get_everything(

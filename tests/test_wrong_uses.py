@@ -319,7 +319,7 @@ CASES = {
     "masks --checkpoint made.safetensors --images photo.png --output file": "--output file cannot be written: ",
     "masks --checkpoint made.safetensors --images photo.png --output /proc/m": "/proc/m cannot be written: /proc: No",
     "report run bad_run --output run/report.html": "--output run/report.html would change run, which is read",
-    "export --checkpoint s3://b/a/ --output s3://b/a/e.safetensors": "s3://b/a/e.safetensors would change s3://b/a/,",
+    "export --checkpoint s3://b/a/ --output S3://b/a/e.safetensors": "S3://b/a/e.safetensors would change s3://b/a/,",
     "export --checkpoint a --output other.safetensors": "other.safetensors is there already, and of another kind",
     "export --checkpoint a --output old.onnx": "old.onnx is there already, and of another kind",
     "export --checkpoint a --output made.safetensors": "made.safetensors is there already, and of another kind",

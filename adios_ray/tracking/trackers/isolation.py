@@ -48,7 +48,7 @@ class Trackers(AbstractContextManager["Trackers"]):
         for name in self._names:
             try:
                 self._processes.append(_Process(name, self._storage, self._say))
-            except OSError as error:  # its log cannot be opened, or the machine allows no further process
+            except (OSError, RuntimeError) as error:  # no log can be opened, or no further process or thread started
                 self._say(f"{name} failed, and the run continues without it: {error}")
         return self
 
@@ -110,17 +110,20 @@ class _Process:
         """End the tracker's input, and stop it if it does not end by itself in time."""
         self._finishing = True
         self._messages.put(None)
+        how = "ended with status {}"
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
+            how = f"did not end within {seconds:g} s"
             os.killpg(self._process.pid, signal.SIGKILL)  # with what the tracker has started
             self._process.wait()
         for thread in self._threads:
             thread.join(1.0)
         if lost := self._given - self._sent:
             self._say(f"{self._name}: {lost} of {self._given} records were not sent; see {self._log}")
-        elif self._process.returncode and not self._failed:  # libraries such as wandb's send what they took later
-            self._say(f"{self._name} did not end within {seconds:g} s, and may lack the last records; see {self._log}")
+        elif (status := self._process.returncode) and not self._failed:
+            # Libraries such as wandb's send later what they took.
+            self._say(f"{self._name} {how.format(status)}, and may lack the last records; see {self._log}")
 
     def _write(self) -> None:
         assert self._process.stdin is not None
