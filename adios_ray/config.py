@@ -420,6 +420,12 @@ class TrialConfig(Strict):
     augment: Adaptable[AugmentConfig] = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def most_at_once(self) -> int:
+        """Largest ``slots_at_once`` that makes a difference; 2 where one slot masks both views."""
+        masks = self.masking.embedded
+        return 2 if masks == 1 and self.objective.masked_views == "both" else max(masks, 1)
+
     def next_report(self, epoch: int) -> int:
         """Compute the epoch of the first report after ``epoch``, at most the last epoch."""
         interval = self.evaluation.interval_epochs

@@ -526,11 +526,14 @@ def test_each_kind_prints_one_object(
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
 
 
+KEPT = "the features of finished splits are kept: run the same command again"
+
+
 @pytest.mark.parametrize(
     ("kind", "function", "line"),
     [
         ("transfer", "transfer.train_classifier", f"interrupted; {AGAIN}"),
-        ("linear", "kinds.evaluate_linear", "interrupted"),
+        ("linear", "kinds.evaluate_linear", f"interrupted; {KEPT}"),
     ],
 )
 def test_an_interruption_says_how_to_resume_where_there_is_something_to(

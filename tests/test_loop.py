@@ -91,7 +91,7 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
     storage = RunStorage(str(run))
     storage.open()
     loop._follow(cast(Trainer, trainer), Start(config, None, 0), settings, storage)
-    assert notes == ["2 of 3 masks at once fit into the GPU's memory"]  # once for each measurement, where not all fit
+    assert notes == ["2 of 3 slots at once fit into the GPU's memory"]  # once for each measurement, where not all fit
     # The answer, and taking the next command; in between a load, which is a command, too.
     assert [report.idle_s for report in reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
     assert [report.load_s for report in reports] == [0, 7, 0]

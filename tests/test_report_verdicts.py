@@ -141,10 +141,11 @@ def test_alike_trials(tmp_path: Path) -> None:
     fluctuating = [
         row.model_copy(update={"fitness": row.fitness + moved[row.trial] * (row.epoch == 2)}) for row in run.rows
     ]
-    for rows, points in ((fluctuating, 2.4), (apart, 1.0)):  # by one report it cannot be seen: 1 point is assumed
+    # By one report it cannot be seen.
+    for rows, fluctuate in ((fluctuating, "fluctuate by 2.4"), (apart, "are assumed to fluctuate by 1.0")):
         (verdict,) = verdicts.alike_trials(replace(run, rows=rows))
         assert verdict.sentence == "Selection moved within the noise"
-        assert f"reports fluctuate by {points} points" in verdict.evidence
+        assert f"reports {fluctuate} points" in verdict.evidence
     alike = with_outcomes(tmp_path, images(rng, 3))
     found: dict[str, dict[str, Any]] = {
         "Selection moved within the noise": {},

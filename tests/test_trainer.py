@@ -249,7 +249,9 @@ def test_slots_are_halved_until_training_fits(
     assert tried == [(13, "step"), *second, *third, *[(2, "step")] * cost.STEPS]
     assert torch.equal(torch.get_rng_state(), state)
     for scheme in ("none", "adios-s", "mae"):
-        assert cost.fitting_slots(replaced(config, {"masking.scheme": scheme}), split, 32, 10, CPU) == 1
+        own = replaced(config, {"masking.scheme": scheme})
+        assert cost.fitting_slots(own, split, 32, 10, CPU) == 1
+        assert replaced(own, {"objective.masked_views": "both"}).most_at_once == (1 if scheme == "none" else 2)
     monkeypatch.setattr(cost, "step_function", lambda *_: (_ for _ in ()).throw(RuntimeError("shapes differ")))
     with pytest.raises(RuntimeError, match="shapes differ"):
         cost.fitting_slots(config, split, 32, 10, CPU)

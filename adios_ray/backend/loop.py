@@ -170,9 +170,9 @@ def _train(
     report = trainer.train_to_report(idle_s)
     trained_at = time.monotonic()
     checkpoint, trial, run_dir = None, config["trial"], storage.directory
-    masks, fitting = trainer.config.masking.embedded, trainer.networks.slots_at_once
-    if parallel.rank() == 0 and trainer.measured_slots != measured and fitting < masks:
-        note(config["channel"], trial, f"{fitting} of {masks} masks at once fit into the GPU's memory")
+    most, fitting = trainer.config.most_at_once, trainer.networks.slots_at_once
+    if parallel.rank() == 0 and trainer.measured_slots != measured and fitting < most:
+        note(config["channel"], trial, f"{fitting} of {most} slots at once fit into the GPU's memory")
     run, say = RunDirectory(run_dir), partial(note, config["channel"], trial, kind="wait")
     written = [run.checkpoint(trial, report.epoch)]
     failed_batch = trainer.take_failed_batch()
@@ -204,7 +204,7 @@ def memory_advice(error: BaseException, config: TrialConfig, at_once: int, worke
     cause = ". ".join(str(error).split(". ")[:2]) or type(error).__name__
     limit = config.micro_batch_size or config.batch_size // workers
     share = "cpus" if isinstance(error, MemoryError) or CPU_ALLOCATOR in str(error) else "gpus"
-    slots = "--slots-at-once 1, or " if min(at_once, config.masking.embedded) > 1 else ""
+    slots = "--slots-at-once 1, or " if min(at_once, config.most_at_once) > 1 else ""
     return (
         f"{cause.rstrip('.')}. A new run needs {slots}a --micro-batch-size below {limit}, the images that each of its "
         f"workers embeds at once, or a higher --{share}-per-worker, so that fewer trials share the memory"

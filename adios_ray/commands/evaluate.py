@@ -380,6 +380,7 @@ class Evaluate:
             DatasetError: If the data set cannot be used.
             EvaluationError: If the data do not allow this evaluation.
         """
+        from adios_ray.console import printable
         from adios_ray.data.shards import open_shards
         from adios_ray.evaluation.features import MapParts
         from adios_ray.evaluation.result import mean_over_seeds
@@ -412,13 +413,14 @@ class Evaluate:
             results = []
             for path, own in zip(self.checkpoint, weights, strict=True):
                 given = self.split, self.view, self.seed, map_parts, _progress(console)
-                with opened(build_subject(own, dataset, *given)) as subject:
+                kept = resumable("the features of finished splits are kept: run the same command again")
+                with kept, opened(build_subject(own, dataset, *given)) as subject:
                     if isinstance(self.kind, All):
                         results.append(self.kind.evaluate(subject, self.averaged))
                     else:
                         results.append(self.kind.evaluate(subject))
                 if len(weights) > 1:  # printed at once, since a later one may fail, hours from now
-                    console.print(f"{path}:", markup=False, highlight=False, soft_wrap=True)
+                    console.print(f"{printable(path)}:", markup=False, highlight=False, soft_wrap=True)
                     results[-1].print(console)
         return mean_over_seeds(results)
 

@@ -80,8 +80,8 @@ class Masks:
         images = find_images(paths)
         check_unread(self.output, self.checkpoint)
         if local_path(self.output) is None:
-            self._check_remote_output()
             check_place(self.output)
+            self._check_remote_output()
         settings = MaskSettings(self.format, self.hard, self.overlay)
         with delivered(self.output) as output:
             claim_output(output, paths, self.overwrite)

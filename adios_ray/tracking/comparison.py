@@ -1,6 +1,6 @@
 """Comparisons of two trials: scores at one epoch, and a test whether one trial is better than the other.
 
-Decisions of a population and the verdicts of a report are by the same test.
+Decisions of a population (without smoothing) and the verdicts of a report are by the same test.
 """
 
 import math
@@ -41,6 +41,8 @@ _USUAL_FLUCTUATION = 0.01**2
 """Variance of a report where a population's own is not known yet: in the study of searches, the first three reports of
 trials with equal values deviate by 0.012 on objects, and by 0.006 on CIFAR-10."""
 _STEPS_PER_UNIT = 10
+_FEW = 100
+"""Outcomes, of groups or of the images of a small split, whose error is an estimate; that of more is taken as known."""
 _SURE = 1e-4
 """Share of the variance of a difference below which the fluctuation makes its standard error no less certain."""
 
@@ -86,7 +88,7 @@ class Difference(NamedTuple):
         value: Difference of the scores.
         standard_error: Of the difference, in the same units; None where the reports say nothing about theirs.
         z: Difference over standard error; None without one.
-        freedom: Degrees of freedom of the standard error; infinite where images alone determine it.
+        freedom: Degrees of freedom of the standard error; infinite where it is taken as known.
         paired: Whether the error is that of the same images' differences.
     """
 
@@ -100,11 +102,13 @@ class Difference(NamedTuple):
         """Add to the error that each of the two reports also fluctuates by what no image shows."""
         if self.standard_error is None or not fluctuation.variance:
             return self
-        added = 2 * fluctuation.variance
-        total = self.standard_error**2 + added
+        added, own = 2 * fluctuation.variance, self.standard_error**2
+        total = own + added
         error = math.sqrt(total)
-        # Satterthwaite 1946, with the images' part as known: there are hundreds of them.
-        freedom = math.inf if added < _SURE * total else fluctuation.freedom * (total / added) ** 2
+        # Satterthwaite 1946.
+        parts = (own, self.freedom), (0.0 if added < _SURE * total else added, fluctuation.freedom)
+        unsure = sum((part / total) ** 2 / freedom for part, freedom in parts)
+        freedom = 1 / unsure if unsure else math.inf
         return self._replace(standard_error=error, z=_ratio(self.value, error), freedom=freedom)
 
 
@@ -153,7 +157,8 @@ def paired(first: Outcomes, second: Outcomes) -> Difference:
     """Compare two trials image by image, or group by group: what makes an image hard for both cancels out."""
     differences = first - second
     mean, error = float(differences.mean()), standard_error(differences)
-    return Difference(mean, error, _ratio(mean, error), paired=True)
+    freedom = len(differences) - 1 if len(differences) <= _FEW else math.inf
+    return Difference(mean, error, _ratio(mean, error), freedom, paired=True)
 
 
 def unpaired(first: Score, second: Score) -> Difference:

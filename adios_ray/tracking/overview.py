@@ -49,14 +49,15 @@ def runs_in(storage: Location) -> list[RunStatus]:
     """Find all runs in a storage directory or at a URI, the one that reported last first.
 
     Raises:
-        ConfigError: If there is no such directory, it is itself a run, or a URI does not answer or must not be read.
+        ConfigError: If there is no such directory, a local one is itself a run, or a URI does not answer or must not be
+            read.
     """
     if (path := local_path(storage)) is not None:
         if not path.is_dir():
             raise ConfigError(f"--storage {storage} is no directory: name the --storage of adios-ray train")
         if RunDirectory(path).config.is_file() and _is_run(path):
             raise ConfigError(
-                f"--storage {storage} is a run: name the directory that holds it, {path.absolute().parent}"
+                f"--storage {storage} is a run: name the directory that holds it, {path.resolve().parent}"
             )
         return _runs_below(path)
     with tempfile.TemporaryDirectory(prefix="adios_ray-") as directory:

@@ -169,7 +169,7 @@ def fitting_slots(config: TrialConfig, split: Split, size: int, classes: int, de
         classes: Number of classes, or of labels, of these images.
         device: The GPU.
     """
-    slots = max(config.masking.embedded, 1)
+    slots = config.most_at_once
     share = max(config.batch_size // parallel.world_size(), 2)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), parallel.alone():
         while slots > 1:

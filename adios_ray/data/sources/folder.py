@@ -86,18 +86,19 @@ def _understood(root: Path | str, folders: Mapping[str, Sequence[str]]) -> Folde
             f"{root} can be read in two ways: {first_of(splits)} may be splits beside {first_of(others)}, which would "
             "be left out (--layout splits), or all of them are classes (--layout classes)"
         )
+    image = first_of(loose[:1])
     if splits:
         if loose:
             raise DatasetError(
-                f"{root} has images such as {loose[0]} beside the folders {first_of(splits)}: these are splits and the "
-                "images would be left out (--layout splits), or all images belong together (--layout flat)"
+                f"{root} has images such as {image} beside the folders {first_of(splits)}: these are splits "
+                "and the images would be left out (--layout splits), or all images belong together (--layout flat)"
             )
         return "splits"
     if not others:
         return "flat"
     if loose:
         raise DatasetError(
-            f"{root} has both class folders ({first_of(others)}) and images beside them, such as {loose[0]}: leave "
+            f"{root} has both class folders ({first_of(others)}) and images beside them, such as {image}: leave "
             "these out (--layout classes), or take all images as one class (--layout flat)"
         )
     _check_depth(root, others[0] if len(others) == 1 else "", folders)
@@ -172,7 +173,9 @@ def _classes_of(root: Path | str, split: str, items: Sequence[str], depth: int =
     folders = by_folder(items, depth)
     if loose := folders.pop("", []):
         if folders:
-            raise DatasetError(f"{root}: {split} has both class folders and images beside them, such as {loose[0]}")
+            raise DatasetError(
+                f"{root}: {split} has both class folders and images beside them, such as {first_of(loose[:1])}"
+            )
         return {UNLABELED: loose}
     return _merged(folders)
 

@@ -111,7 +111,7 @@ def _descend(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], reas
             continue
         found.found += 1
         if why is None and not is_file:
-            found.passed_over.add(NO_FILE if (folder / name).exists() else BROKEN_LINK, item)
+            found.passed_over.add(NO_FILE if os.path.exists(folder / name) else BROKEN_LINK, item)
         elif why is None and _is_image(folder / name):
             found.images.append(item)
         else:

@@ -121,11 +121,12 @@ def alike_trials(run: RunData) -> Iterator[Verdict]:
     fluctuation = estimated_fluctuation(run.history(row) for row in known)
     difference = run.difference(best, worst).with_fluctuation(fluctuation)
     p, text = familywise(difference.z or 0.0, len(known), difference.freedom), run.measure.text
+    assumed = "are assumed to " if fluctuation.freedom == math.inf else ""
     evidence = (
         f"the scores of {len(known)} trials at epoch {best.epoch} are between "
         f"{text(worst.fitness)} and {text(best.fitness)}, "
         f"the standard error of one is {text(fmean(row.standard_error or 0.0 for row in known))} over images, "
-        f"and reports fluctuate by {run.measure.difference_text(math.sqrt(fluctuation.variance))} "
+        f"and reports {assumed}fluctuate by {run.measure.difference_text(math.sqrt(fluctuation.variance))} "
         f"(p {p:.2g}, {'on the same images' if difference.paired else 'as if of different images'})"
     )
     if p < SIGNIFICANT:
