@@ -101,7 +101,7 @@ class Stage:
         self.refused, self.own_problem = list[str](), ""
         self.checks, self.found_again = 0, list[str]()
         self.avoided, self.failed, self.printed = list[str](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
-        self.labels = list[dict[str, str]]()
+        self.labels, self.placements = list[dict[str, str]](), 1
         self.unread = dict[int, Unread]()
         refused = SimpleNamespace(remote=lambda: list(self.refused))
         check_node = SimpleNamespace(remote=lambda node: self.own_problem)
@@ -147,10 +147,11 @@ class Stage:
         self.refused += self.found_again
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.live._thread.join()  # else its end could be seen without its reply
         return (refs, []) if self.reply else ([], refs)
 
     def _fit(self, find_labels: Callable[[], dict[str, str]]) -> None:
-        self.labels.append(find_labels())
+        self.labels += [find_labels() for _ in range(self.placements)]
         if self.failures:
             self.failures -= 1
             raise OSError("no data")
@@ -214,6 +215,16 @@ def test_a_trial_leaves_the_nodes_where_it_failed_at_its_second_failure(
     assert stage.failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
     assert stage.step().report is not None  # the Ray Train run has ended after its report, which is a first failure
     assert stage.labels[4:] == [outside(["cd"])]
+
+
+def test_a_trial_that_finds_no_place_elsewhere_may_return_to_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures, stage.avoided, stage.placements = 3, ["ab"], 3  # others use the other nodes for minutes
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None
+    assert stage.labels == 6 * [{}] + 2 * [outside(["ab"]), {}, {}]
 
 
 def test_what_a_worker_printed_last_is_read_after_it_died(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

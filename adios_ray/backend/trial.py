@@ -83,17 +83,24 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
-        self._find_labels()  # nodes that are refused from now on may explain a failure, earlier ones do not
+        self._note_refused()  # nodes that are refused from now on may explain a failure, earlier ones do not
+        # At its second failure a trial leaves the nodes where it failed, as far as others can hold it.
+        self._avoided: list[str] = (
+            ray.get(self._channel.avoided_nodes.remote(self._trial)) if self._failures > 1 else []
+        )
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
     def _find_labels(self) -> dict[str, str]:
-        """Select the nodes on which workers may start, and take note of those that are refused."""
-        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
-        # At its second failure a trial leaves the nodes where it failed, as far as others can hold it.
-        avoided = ray.get(self._channel.avoided_nodes.remote(self._trial)) if self._failures > 1 else []
+        """Select the nodes on which workers may start; at the first call of a start, none that the trial avoids."""
+        self._note_refused()
+        # Once only: if Ray Train finds no place for a minute, other jobs may hold the other nodes for hours.
+        avoided, self._avoided = self._avoided, []
         return outside([*self._refused, *avoided])
+
+    def _note_refused(self) -> None:
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
 
     def _note_nodes(self, nodes: Sequence[str]) -> None:
         ray.get(self._channel.place.remote(self._trial, nodes))
