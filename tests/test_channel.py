@@ -420,13 +420,24 @@ def test_a_node_where_the_workers_of_two_trials_failed_is_refused_until_one_repo
 
 def test_what_workers_print_and_where_more_of_it_is_are_kept_for_each() -> None:
     async def scenario() -> None:
-        channel, more = await registered(), Unread("node", {"worker.err": 6})
-        await channel.printed("t", 0, "", more)
-        await channel.printed("t", 1, "hello", more)
-        await channel.printed("t", 0, "bye", Unread("node", {}))
-        assert await channel.take_unread("t") == {1: more} and await channel.take_unread("t") == {}
+        channel = await registered()
+        first, second = (Unread("node", process, {"worker.err": 6}) for process in ("first", "second"))
+        await channel.printed("t", 0, "", first)
+        await channel.printed("t", 1, "hello", second)
+        await channel.printed("t", 0, "bye", first._replace(positions={}))
+        assert await channel.take_unread("t") == {1: second}
+        await channel.printed("t", 1, "last words")  # as read from its file
+        await channel.printed("t", 1, "last words", second)  # its own call, which arrives late
+        assert await channel.take_unread("t") == {}
+        third = second._replace(process="third")
+        await channel.printed("t", 1, "", third)
+        assert await channel.take_unread("t") == {1: third}
         printed = [(text, details) for _, text, details, kind in await channel.take_notes() if kind == "output"]
-        assert printed == [("worker 1 printed", "hello"), ("worker 0 printed", "bye")]
+        assert printed == [
+            ("worker 1 printed", "hello"),
+            ("worker 0 printed", "bye"),
+            ("worker 1 printed", "last words"),
+        ]
 
     asyncio.run(scenario())
 

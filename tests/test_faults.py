@@ -72,13 +72,13 @@ def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) 
         check_node=SimpleNamespace(remote=lambda node: ""),
         printed=SimpleNamespace(remote=lambda *arguments: printed.append(arguments)),
     )
-    context = SimpleNamespace(get_node_id=lambda: "ab")
+    context = SimpleNamespace(get_node_id=lambda: "ab", get_worker_id=lambda: "cd")
     fake_ray = SimpleNamespace(get=lambda answer: answer, get_runtime_context=lambda: context)
     monkeypatch.setattr(trial, "ray", fake_ray)
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     with pytest.raises(OSError) as raised:
         trial.run_worker({"channel": answers, "trial": "trial_00"})
-    assert printed[-1] == ("trial_00", 1, "", Unread("ab", {}))  # nothing is left to read
+    assert printed[-1] == ("trial_00", 1, "", Unread("ab", "cd", {}))  # nothing is left to read
     fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
     assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
     assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
@@ -243,11 +243,11 @@ def test_what_a_worker_printed_last_is_read_after_it_died(monkeypatch: pytest.Mo
     with path.open("a") as file:  # as the process that dies
         file.write("terminate called\n:job_id:1\nAborted\n")
     assert read_files(positions | {str(tmp_path / "gone"): 0}) == "terminate called\nAborted"
-    stage.failures, stage.unread = 1, {1: Unread("ab", positions)}
+    stage.failures, stage.unread = 1, {1: Unread("ab", "cd", positions)}
     monkeypatch.setattr(trial, "read_rest", lambda unread: {1: read_files(unread[1].positions)})
     stage.live.setup(stage.settings)
     assert stage.step().report is not None
-    assert stage.printed == [("trial_00", 1, "terminate called\nAborted", Unread("ab", {}))]
+    assert stage.printed == [("trial_00", 1, "terminate called\nAborted")]
 
 
 @pytest.mark.ray
@@ -256,7 +256,8 @@ def test_the_rest_is_read_on_the_nodes_that_are_there(ray_cluster: None, tmp_pat
 
     path = tmp_path / "worker.err"
     path.write_text("first\nlast words\n")
-    here, gone = Unread(ray.get_runtime_context().get_node_id(), {str(path): 6}), Unread("a" * 56, {str(path): 0})
+    here = Unread(ray.get_runtime_context().get_node_id(), "first", {str(path): 6})
+    gone = Unread("a" * 56, "second", {str(path): 0})
     began = time.monotonic()
     assert read_rest({0: here, 1: gone, 2: here._replace(positions={str(path): 17})}) == {0: "last words"}
     assert read_rest({}) == {} and time.monotonic() - began < TIMEOUT_S

@@ -62,6 +62,7 @@ class Channel:
         self._nodes = NodeChecks(nodes, find_problem, count_fitting, lambda text: self._notes.append(Note("", text)))
         self._unread: defaultdict[str, dict[int, Unread]] = defaultdict(dict)
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
+        self._taken = set[str]()  # processes whose part of it was taken
 
     async def register(
         self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool
@@ -105,15 +106,23 @@ class Channel:
         """Keep a message for the driver."""
         self._notes.append(Note(trial, text, details, kind))
 
-    async def printed(self, trial: str, worker: int, lines: str, unread: Unread) -> None:
-        """Keep what the worker of a rank has printed for the driver, and where what it prints next can be read."""
+    async def printed(self, trial: str, worker: int, lines: str, unread: Unread | None = None) -> None:
+        """Keep what the worker of a rank has printed for the driver, and where what it prints next can be read.
+
+        What arrives from a process after ``take_unread`` is dropped, because it has been read from its files.
+        """
+        if unread and unread.process in self._taken:
+            return
         if lines:
             self._notes.append(Note(trial, f"worker {worker} printed", lines, "output"))
-        self._unread[trial][worker] = unread
+        if unread:
+            self._unread[trial][worker] = unread
 
     async def take_unread(self, trial: str) -> dict[int, Unread]:
-        """Return where more can be read of what a trial's workers printed, by rank, once they have ended."""
-        return {worker: unread for worker, unread in self._unread.pop(trial, {}).items() if unread.positions}
+        """Return where more can be read of what a trial's workers printed, by rank, once they have failed."""
+        unread = self._unread.pop(trial, {})
+        self._taken.update(each.process for each in unread.values())
+        return {worker: each for worker, each in unread.items() if each.positions}
 
     async def check_node(self, node: str) -> str:
         """Say why a node cannot train, nothing if it can; wait until it has been checked."""

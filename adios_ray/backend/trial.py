@@ -169,7 +169,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         """Pass on what workers printed last that died before they could."""
         unread: dict[int, Unread] = ray.get(self._channel.take_unread.remote(self._trial))
         for rank, lines in read_rest(unread).items():
-            ray.get(self._channel.printed.remote(self._trial, rank, lines, Unread(unread[rank].node, {})))
+            ray.get(self._channel.printed.remote(self._trial, rank, lines))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
@@ -198,10 +198,11 @@ def run_worker(config: dict[str, Any]) -> None:
 
     settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
     _check_node(settings["channel"])
-    rank, node = get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
+    rank, context = get_context().get_world_rank(), ray.get_runtime_context()
+    node, process = context.get_node_id(), context.get_worker_id()
 
     def send(lines: str, positions: Mapping[str, int]) -> None:
-        settings["channel"].printed.remote(settings["trial"], rank, lines, Unread(node, positions))
+        settings["channel"].printed.remote(settings["trial"], rank, lines, Unread(node, process, positions))
 
     try:
         with OutputCopy(send):
