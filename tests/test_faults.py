@@ -30,7 +30,16 @@ from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSetting
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
-from adios_ray.errors import CheckpointError, ClaimError, ConfigError, FaultError, NodeError, RunError, StorageError
+from adios_ray.errors import (
+    CheckpointError,
+    ClaimError,
+    ConfigError,
+    FaultError,
+    MemoryLimitError,
+    NodeError,
+    RunError,
+    StorageError,
+)
 from adios_ray.ray_private import last_error
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
@@ -44,6 +53,7 @@ from adios_ray.trial_report import TrialReport
 MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
 GUESSED = WorkerHealthCheckFailedError("failed", RayError("It is dead. Some common causes include: (1) memory"))
 LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")
+FULL = MemoryLimitError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +64,12 @@ LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\n
         ([ActorDiedError()], "The actor died unexpectedly before finishing this task."),
         ([GUESSED], "It is dead."),
         ([BROKEN_PIPE, LOW], faults._NODE_MEMORY),
+        ([BROKEN_PIPE, FULL], "CUDA out of memory"),
     ],
 )
 def test_a_fault_names_the_cause_among_all_workers(failures: list[Exception], reason: str) -> None:
     fault = fault_of(WorkerGroupError("", dict(enumerate(failures))))
-    assert fault.reason == reason
+    assert fault.reason == reason and fault.memory == bool({LOW, FULL} & set(failures))
     assert all(str(error) in fault.details for error in failures)
 
 
@@ -212,7 +223,8 @@ def test_a_trial_leaves_the_nodes_where_it_failed_at_its_second_failure(
     stage.live.setup(stage.settings)
     assert stage.step().report is not None
     assert stage.labels == 2 * [outside(["cd"])] + 2 * [outside(["cd", "ab"])]
-    assert stage.failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
+    failed = [(name, names, fault.reason) for name, names, fault in stage.failed]
+    assert failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
     assert stage.step().report is not None  # the Ray Train run has ended after its report, which is a first failure
     assert stage.labels[4:] == [outside(["cd"])]
 

@@ -32,6 +32,7 @@ from typing import Any
 
 import ray
 
+from adios_ray.backend.faults import Fault
 from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
 from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.backend.output import Unread
@@ -61,8 +62,8 @@ class Channel:
         self._lines, self._notes = Lines(), list[Note]()
         self._nodes = NodeChecks(nodes, find_problem, count_fitting, lambda text: self._notes.append(Note("", text)))
         self._unread: defaultdict[str, dict[int, Unread]] = defaultdict(dict)
-        self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
         self._taken = set[str]()  # processes whose part of it was taken
+        self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
         self, trial: str, config: TrialConfig, checkpoint: Pointer | None, epoch: int, held: bool
@@ -98,8 +99,8 @@ class Channel:
 
         The answer of a worker group that has been replaced meanwhile is dropped.
         """
-        self._lines[trial].answer(position, report, checkpoint)
-        self._nodes.reported(trial)
+        if self._lines[trial].answer(position, report, checkpoint):
+            self._nodes.reported(trial)
         await self._notify(trial)
 
     async def note(self, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
@@ -145,9 +146,9 @@ class Channel:
         """Take note of the nodes on which a trial's workers start; see ``NodeChecks.place``."""
         self._nodes.place(trial, nodes)
 
-    async def workers_failed(self, trial: str, names: Mapping[str, str], reason: str) -> None:
+    async def workers_failed(self, trial: str, names: Mapping[str, str], fault: Fault) -> None:
         """Take note that a trial's workers failed; see ``NodeChecks.failed``."""
-        await self._nodes.failed(trial, names, reason)
+        await self._nodes.failed(trial, names, fault)
 
     async def avoided_nodes(self, trial: str) -> list[str]:
         """Return the IDs of nodes that a trial whose workers keep failing avoids; see ``NodeChecks.avoided``."""

@@ -154,9 +154,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             self._start()
             return None
         self._failures += 1
-        ray.get(self._channel.workers_failed.remote(self._trial, node_names(), fault.reason))
+        ray.get(self._channel.workers_failed.remote(self._trial, node_names(), fault))
         if self._failures == ATTEMPTS:
-            return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
+            return fault._replace(reason=f"its workers failed {ATTEMPTS} times: {fault.reason}")
         wait_s = WAITS_S[self._failures - 1]
         when = f"again in {wait_s:g} s" if wait_s else "again"
         text = f"its workers failed ({fault.reason}) and are started {when}, attempt {self._failures + 1} of {ATTEMPTS}"
