@@ -448,7 +448,7 @@ def beside(stage: Stage, name: str, expected: Outcome, rng: random.Random) -> tu
         places = [place_of(storage, driver, 0) for driver, storage in started]
         for driver, _ in started:
             driver.wait(timeout=TIMEOUT_S)
-        if not any("waiting for resources that others" in stage.log(own).read_text() for own in names):
+        if not any("waiting for resources that are in use" in stage.log(own).read_text() for own in names):
             raise WrongError("neither run said that it waits for the other one")
     (driver, _), (other, _) = started
     if other.returncode:

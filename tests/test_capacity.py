@@ -178,7 +178,7 @@ def test_resources_that_others_hold_are_not_counted(
     assert counted.count() == 2
     time.sleep(0.6)
     assert counted.count() == counted.count() == 1
-    assert said == ["waiting for resources that others on the cluster use: 1 of 2 trials run"]
+    assert said == ["waiting for resources that are in use: 1 of 2 trials run"]
     ray.kill(outsider)
     until(lambda: all(group.placed for group in groups(tmp_path)))
     assert counted.count() == 2

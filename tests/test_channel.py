@@ -11,6 +11,7 @@ from waiting import TIMEOUT_S
 
 from adios_ray.backend import node_checks
 from adios_ray.backend.channel import Channel, ReplacedError, note
+from adios_ray.backend.faults import Fault
 from adios_ray.backend.line import Note, Reply
 from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.backend.output import Unread
@@ -383,10 +384,10 @@ def test_a_node_where_the_workers_of_two_trials_failed_is_refused_until_one_repo
     """As far as the other nodes can hold a trial; before, each of the two avoids it."""
     names = {node: f"host {node}" for node in ("bad", "good", "head", "gone")}
 
-    async def fail(channel: Channel, trial: str, *nodes: str) -> None:
+    async def fail(channel: Channel, trial: str, *nodes: str, memory: bool = False) -> None:
         await channel.place(trial, nodes)
         alive = {node: name for node, name in names.items() if node != "gone"}
-        await channel.workers_failed(trial, alive, "ImportError: libcudart")
+        await channel.workers_failed(trial, alive, Fault("ImportError: libcudart", "", memory))
 
     def fitting(nodes: Collection[str]) -> int:
         return len({"bad", "good"} & set(nodes))
@@ -395,19 +396,27 @@ def test_a_node_where_the_workers_of_two_trials_failed_is_refused_until_one_repo
         channel = Channel(dict.fromkeys(names, ""), lambda node: "", fitting)
         for trial in ("t", "u"):
             await channel.register(trial, CONFIG, None, 0, False)
-        await fail(channel, "t", "bad", "gone")
+        for trial in ("t", "u"):
+            await fail(channel, trial, "bad", "gone")
+        assert await channel.avoided_nodes("t") == []  # the node that has gone explains it
         await fail(channel, "t", "bad")
-        await channel.workers_failed("t", names, "no worker was placed")
+        await channel.workers_failed("t", names, Fault("no worker was placed", ""))
         assert await channel.avoided_nodes("t") == ["bad"] and await channel.avoided_nodes("u") == []
         assert await channel.refused_nodes() == []  # it may be the trial's fault
+        await fail(channel, "u", "bad", memory=True)
+        assert await channel.avoided_nodes("u") == ["bad"] and await channel.refused_nodes() == []
         await channel.place("u", ["bad"])
+        request = asyncio.create_task(channel.request("u", missed=False))
+        await settle()
+        await channel.answer("u", 1, TrialReport(epoch=1), DONORS)  # of workers that were replaced
+        assert await channel.avoided_nodes("t") == ["bad"]
         await channel.answer("u", 0, TrialReport(epoch=1), MINE)
-        assert await channel.avoided_nodes("t") == []
+        assert await channel.avoided_nodes("t") == [] and await request
         await fail(channel, "u", "bad")
         assert await channel.refused_nodes() == []  # the first failure was before the report
         await fail(channel, "t", "bad")
         assert await channel.refused_nodes() == ["bad"]
-        problem = "host bad cannot train: ImportError: libcudart"
+        problem = "workers of 2 trials failed on host bad (last: ImportError: libcudart)"
         assert await channel.check_node("bad") == problem
         assert await channel.take_notes() == [Note("", f"{problem}. No trial starts there")]
         for trial in ("t", "u"):
@@ -420,13 +429,24 @@ def test_a_node_where_the_workers_of_two_trials_failed_is_refused_until_one_repo
 
 def test_what_workers_print_and_where_more_of_it_is_are_kept_for_each() -> None:
     async def scenario() -> None:
-        channel, more = await registered(), Unread("node", {"worker.err": 6})
-        await channel.printed("t", 0, "", more)
-        await channel.printed("t", 1, "hello", more)
-        await channel.printed("t", 0, "bye", Unread("node", {}))
-        assert await channel.take_unread("t") == {1: more} and await channel.take_unread("t") == {}
+        channel = await registered()
+        first, second = (Unread("node", process, {"worker.err": 6}) for process in ("first", "second"))
+        await channel.printed("t", 0, "", first)
+        await channel.printed("t", 1, "hello", second)
+        await channel.printed("t", 0, "bye", first._replace(positions={}))
+        assert await channel.take_unread("t") == {1: second}
+        await channel.printed("t", 1, "last words")  # as read from its file
+        await channel.printed("t", 1, "last words", second)  # its own call, which arrives late
+        assert await channel.take_unread("t") == {}
+        third = second._replace(process="third")
+        await channel.printed("t", 1, "", third)
+        assert await channel.take_unread("t") == {1: third}
         printed = [(text, details) for _, text, details, kind in await channel.take_notes() if kind == "output"]
-        assert printed == [("worker 1 printed", "hello"), ("worker 0 printed", "bye")]
+        assert printed == [
+            ("worker 1 printed", "hello"),
+            ("worker 0 printed", "bye"),
+            ("worker 1 printed", "last words"),
+        ]
 
     asyncio.run(scenario())
 

@@ -30,7 +30,16 @@ from adios_ray.backend.trial import POINTER_FILE, REPLY, LiveTrial, TrialSetting
 from adios_ray.backend.tune_run import Periodic, run_trials
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.devices import CPU, best_device, is_out_of_memory, limit_memory
-from adios_ray.errors import CheckpointError, ClaimError, ConfigError, FaultError, NodeError, RunError, StorageError
+from adios_ray.errors import (
+    CheckpointError,
+    ClaimError,
+    ConfigError,
+    FaultError,
+    MemoryLimitError,
+    NodeError,
+    RunError,
+    StorageError,
+)
 from adios_ray.ray_private import last_error
 from adios_ray.retry import retry_in_run
 from adios_ray.run_directory import RunDirectory
@@ -44,6 +53,7 @@ from adios_ray.trial_report import TrialReport
 MISSING, BROKEN_PIPE = CheckpointError("checkpoint c does not exist"), RuntimeError("Connection closed by peer\nat 1")
 GUESSED = WorkerHealthCheckFailedError("failed", RayError("It is dead. Some common causes include: (1) memory"))
 LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\nTop 10:\n1 GB")
+FULL = MemoryLimitError("CUDA out of memory")
 
 
 @pytest.mark.parametrize(
@@ -54,11 +64,12 @@ LOW = OutOfMemoryError("Task was killed due to the node running low on memory.\n
         ([ActorDiedError()], "The actor died unexpectedly before finishing this task."),
         ([GUESSED], "It is dead."),
         ([BROKEN_PIPE, LOW], faults._NODE_MEMORY),
+        ([BROKEN_PIPE, FULL], "CUDA out of memory"),
     ],
 )
 def test_a_fault_names_the_cause_among_all_workers(failures: list[Exception], reason: str) -> None:
     fault = fault_of(WorkerGroupError("", dict(enumerate(failures))))
-    assert fault.reason == reason
+    assert fault.reason == reason and fault.memory == bool({LOW, FULL} & set(failures))
     assert all(str(error) in fault.details for error in failures)
 
 
@@ -72,13 +83,13 @@ def test_the_traceback_travels_from_the_worker(monkeypatch: pytest.MonkeyPatch) 
         check_node=SimpleNamespace(remote=lambda node: ""),
         printed=SimpleNamespace(remote=lambda *arguments: printed.append(arguments)),
     )
-    context = SimpleNamespace(get_node_id=lambda: "ab")
+    context = SimpleNamespace(get_node_id=lambda: "ab", get_worker_id=lambda: "cd")
     fake_ray = SimpleNamespace(get=lambda answer: answer, get_runtime_context=lambda: context)
     monkeypatch.setattr(trial, "ray", fake_ray)
     monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
     with pytest.raises(OSError) as raised:
         trial.run_worker({"channel": answers, "trial": "trial_00"})
-    assert printed[-1] == ("trial_00", 1, "", Unread("ab", {}))  # nothing is left to read
+    assert printed[-1] == ("trial_00", 1, "", Unread("ab", "cd", {}))  # nothing is left to read
     fault = fault_of(WorkerGroupError("", {0: pickle.loads(pickle.dumps(raised.value))}))
     assert fault.reason == "FileExistsError: [Errno 17] File exists: 'masks'"
     assert fault.details.startswith("worker 0:\nTraceback") and "in fail" in fault.details
@@ -101,7 +112,7 @@ class Stage:
         self.refused, self.own_problem = list[str](), ""
         self.checks, self.found_again = 0, list[str]()
         self.avoided, self.failed, self.printed = list[str](), list[tuple[Any, ...]](), list[tuple[Any, ...]]()
-        self.labels = list[dict[str, str]]()
+        self.labels, self.placements = list[dict[str, str]](), 1
         self.unread = dict[int, Unread]()
         refused = SimpleNamespace(remote=lambda: list(self.refused))
         check_node = SimpleNamespace(remote=lambda node: self.own_problem)
@@ -147,10 +158,11 @@ class Stage:
         self.refused += self.found_again
 
     def _wait(self, refs: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.live._thread.join()  # else its end could be seen without its reply
         return (refs, []) if self.reply else ([], refs)
 
     def _fit(self, find_labels: Callable[[], dict[str, str]]) -> None:
-        self.labels.append(find_labels())
+        self.labels += [find_labels() for _ in range(self.placements)]
         if self.failures:
             self.failures -= 1
             raise OSError("no data")
@@ -211,9 +223,20 @@ def test_a_trial_leaves_the_nodes_where_it_failed_at_its_second_failure(
     stage.live.setup(stage.settings)
     assert stage.step().report is not None
     assert stage.labels == 2 * [outside(["cd"])] + 2 * [outside(["cd", "ab"])]
-    assert stage.failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
+    failed = [(name, names, fault.reason) for name, names, fault in stage.failed]
+    assert failed == 3 * [("trial_00", {"ab": "node7"}, "OSError: no data")]
     assert stage.step().report is not None  # the Ray Train run has ended after its report, which is a first failure
     assert stage.labels[4:] == [outside(["cd"])]
+
+
+def test_a_trial_that_finds_no_place_elsewhere_may_return_to_where_it_failed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage = Stage(monkeypatch, tmp_path)
+    stage.failures, stage.avoided, stage.placements = 3, ["ab"], 3  # others use the other nodes for minutes
+    stage.live.setup(stage.settings)
+    assert stage.step().report is not None
+    assert stage.labels == 6 * [{}] + 2 * [outside(["ab"]), {}, {}]
 
 
 def test_what_a_worker_printed_last_is_read_after_it_died(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,11 +255,11 @@ def test_what_a_worker_printed_last_is_read_after_it_died(monkeypatch: pytest.Mo
     with path.open("a") as file:  # as the process that dies
         file.write("terminate called\n:job_id:1\nAborted\n")
     assert read_files(positions | {str(tmp_path / "gone"): 0}) == "terminate called\nAborted"
-    stage.failures, stage.unread = 1, {1: Unread("ab", positions)}
+    stage.failures, stage.unread = 1, {1: Unread("ab", "cd", positions)}
     monkeypatch.setattr(trial, "read_rest", lambda unread: {1: read_files(unread[1].positions)})
     stage.live.setup(stage.settings)
     assert stage.step().report is not None
-    assert stage.printed == [("trial_00", 1, "terminate called\nAborted", Unread("ab", {}))]
+    assert stage.printed == [("trial_00", 1, "terminate called\nAborted")]
 
 
 @pytest.mark.ray
@@ -245,7 +268,8 @@ def test_the_rest_is_read_on_the_nodes_that_are_there(ray_cluster: None, tmp_pat
 
     path = tmp_path / "worker.err"
     path.write_text("first\nlast words\n")
-    here, gone = Unread(ray.get_runtime_context().get_node_id(), {str(path): 6}), Unread("a" * 56, {str(path): 0})
+    here = Unread(ray.get_runtime_context().get_node_id(), "first", {str(path): 6})
+    gone = Unread("a" * 56, "second", {str(path): 0})
     began = time.monotonic()
     assert read_rest({0: here, 1: gone, 2: here._replace(positions={str(path): 17})}) == {0: "last words"}
     assert read_rest({}) == {} and time.monotonic() - began < TIMEOUT_S

@@ -101,6 +101,15 @@ def test_a_torch_that_cannot_be_imported_or_finds_no_gpu_is_a_problem(
     assert find_problems(expected, "node") == []
 
 
+def test_the_import_of_torch_is_a_workers_and_leaves_a_minute_for_the_start_of_its_process(
+    expected: Expected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('not the package')")
+    monkeypatch.chdir(tmp_path)
+    assert find_problems(expected, "node") == []
+    assert preflight.ANSWER_S - preflight.IMPORT_S >= 60
+
+
 @pytest.mark.slow
 def test_nodes_leave_their_answers_at_a_uri(expected: Expected, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)

@@ -122,7 +122,7 @@ class ClusterCapacity:
     """Counts the trials that fit into the cluster at once.
 
     Capacity follows from the nodes' resources, unless a placement group has been pending for ``WAITING_S`` seconds
-    because other jobs hold resources; then it is the number of groups already placed.
+    because its resources are in use; then it is the number of groups already placed.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ def waiting_line(placed: int, fitting: int, wanted: int, in_vain: bool, grows: b
     """
     # This case is not told from the next by ``placed``, which drops for a moment whenever trials take turns.
     if in_vain and placed < (needed := min(fitting, wanted)):
-        return f"waiting for resources that others on the cluster use: {placed} of {needed} trials run"
+        return f"waiting for resources that are in use: {placed} of {needed} trials run"
     if fitting < wanted and (grows or not fitting):
         return f"waiting for nodes: {fitting} of {wanted} trials fit"
     if fitting < wanted:

@@ -32,6 +32,7 @@ from typing import Any
 
 import ray
 
+from adios_ray.backend.faults import Fault
 from adios_ray.backend.line import Command, Lines, Note, NoteKind, Reply, Start
 from adios_ray.backend.node_checks import NodeChecks
 from adios_ray.backend.output import Unread
@@ -61,6 +62,7 @@ class Channel:
         self._lines, self._notes = Lines(), list[Note]()
         self._nodes = NodeChecks(nodes, find_problem, count_fitting, lambda text: self._notes.append(Note("", text)))
         self._unread: defaultdict[str, dict[int, Unread]] = defaultdict(dict)
+        self._taken = set[str]()  # processes whose part of it was taken
         self._changed: defaultdict[str, asyncio.Condition] = defaultdict(asyncio.Condition)
 
     async def register(
@@ -97,23 +99,31 @@ class Channel:
 
         The answer of a worker group that has been replaced meanwhile is dropped.
         """
-        self._lines[trial].answer(position, report, checkpoint)
-        self._nodes.reported(trial)
+        if self._lines[trial].answer(position, report, checkpoint):
+            self._nodes.reported(trial)
         await self._notify(trial)
 
     async def note(self, trial: str, text: str, details: str = "", kind: NoteKind = "note") -> None:
         """Keep a message for the driver."""
         self._notes.append(Note(trial, text, details, kind))
 
-    async def printed(self, trial: str, worker: int, lines: str, unread: Unread) -> None:
-        """Keep what the worker of a rank has printed for the driver, and where what it prints next can be read."""
+    async def printed(self, trial: str, worker: int, lines: str, unread: Unread | None = None) -> None:
+        """Keep what the worker of a rank has printed for the driver, and where what it prints next can be read.
+
+        What arrives from a process after ``take_unread`` is dropped, because it has been read from its files.
+        """
+        if unread and unread.process in self._taken:
+            return
         if lines:
             self._notes.append(Note(trial, f"worker {worker} printed", lines, "output"))
-        self._unread[trial][worker] = unread
+        if unread:
+            self._unread[trial][worker] = unread
 
     async def take_unread(self, trial: str) -> dict[int, Unread]:
-        """Return where more can be read of what a trial's workers printed, by rank, once they have ended."""
-        return {worker: unread for worker, unread in self._unread.pop(trial, {}).items() if unread.positions}
+        """Return where more can be read of what a trial's workers printed, by rank, once they have failed."""
+        unread = self._unread.pop(trial, {})
+        self._taken.update(each.process for each in unread.values())
+        return {worker: each for worker, each in unread.items() if each.positions}
 
     async def check_node(self, node: str) -> str:
         """Say why a node cannot train, nothing if it can; wait until it has been checked."""
@@ -136,9 +146,9 @@ class Channel:
         """Take note of the nodes on which a trial's workers start; see ``NodeChecks.place``."""
         self._nodes.place(trial, nodes)
 
-    async def workers_failed(self, trial: str, names: Mapping[str, str], reason: str) -> None:
+    async def workers_failed(self, trial: str, names: Mapping[str, str], fault: Fault) -> None:
         """Take note that a trial's workers failed; see ``NodeChecks.failed``."""
-        await self._nodes.failed(trial, names, reason)
+        await self._nodes.failed(trial, names, fault)
 
     async def avoided_nodes(self, trial: str) -> list[str]:
         """Return the IDs of nodes that a trial whose workers keep failing avoids; see ``NodeChecks.avoided``."""

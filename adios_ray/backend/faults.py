@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ray.exceptions import OutOfMemoryError, RayError
 
-from adios_ray.errors import AdiosRayError
+from adios_ray.errors import AdiosRayError, MemoryLimitError
 
 WAITS_S = (0.0, 1.0, 5.0, 15.0, 45.0)
 """Seconds before each new start of a trial's workers that have failed without a report in between."""
@@ -34,10 +34,12 @@ class Fault(NamedTuple):
     Attributes:
         reason: One line for people.
         details: The whole of it, with tracebacks, for the trial's log.
+        memory: Whether memory was too small, a worker's or its node's.
     """
 
     reason: str
     details: str
+    memory: bool = False
 
 
 def fault_of(error: BaseException | None) -> Fault:
@@ -49,18 +51,18 @@ def fault_of(error: BaseException | None) -> Fault:
         error = failure.__cause__
     failures: dict[int, BaseException] = getattr(error, "worker_failures", None) or {}
     if not failures:
-        return Fault(_reason(error), "".join(traceback.format_exception(error)).rstrip())
+        return Fault(_reason(error), "".join(traceback.format_exception(error)).rstrip(), _is_of_memory(error))
     ranked = [failures[rank] for rank in sorted(failures)]
     # One worker's failure breaks the connections of the others. An error of this package is never such a consequence.
     cause = next((each for each in ranked if isinstance(each, AdiosRayError) or _lacked_memory(each)), ranked[0])
     details = ["\n".join([f"worker {rank}:", *_texts(failures[rank])]) for rank in sorted(failures)]
-    return Fault(_reason(cause), "\n".join(details))
+    return Fault(_reason(cause), "\n".join(details), _is_of_memory(cause))
 
 
 def fault_of_text(error: str) -> Fault:
     """Explain an error by its text, a traceback or a message of Ray's, whose last line says what happened."""
     if _LOW_ON_MEMORY in error:
-        return Fault(_NODE_MEMORY, error.strip())
+        return Fault(_NODE_MEMORY, error.strip(), memory=True)
     return Fault(_last_line(error) or "for an unknown reason", error.strip())
 
 
@@ -71,6 +73,10 @@ def _texts(error: BaseException) -> list[str]:
 
 def _lacked_memory(error: BaseException) -> bool:
     return isinstance(error, OutOfMemoryError) or _LOW_ON_MEMORY in str(error)
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    return _lacked_memory(error) or isinstance(error, MemoryLimitError)
 
 
 def _last_line(text: str) -> str:

@@ -152,12 +152,14 @@ class Line:
             self.training = self._append(Command("train"))
         return Start(self.config, self.checkpoint, self.next_position - pending)
 
-    def answer(self, position: int, report: TrialReport, checkpoint: Pointer | None) -> None:
-        """Accept the workers' report; see ``Channel.answer``."""
-        if position == self.training:
-            # Report and checkpoint change together: a group that restarts from this checkpoint trains what follows.
-            self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, report.epoch, None
-            self._advance()
+    def answer(self, position: int, report: TrialReport, checkpoint: Pointer | None) -> bool:
+        """Accept the workers' report, and return whether it was awaited; see ``Channel.answer``."""
+        if position != self.training:
+            return False
+        # Report and checkpoint change together: a group that restarts from this checkpoint trains what follows.
+        self.report, self.checkpoint, self.epoch, self.training = report, checkpoint, report.epoch, None
+        self._advance()
+        return True
 
     def load(self, checkpoint: Pointer, epoch: int, config: TrialConfig | None = None) -> None:
         """Send the workers a checkpoint to load; see ``Channel.load``."""

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from ray.util.placement_group import NODE_ID_LABEL_KEY
 
+from adios_ray.backend.faults import Fault
+
 NOT_THERE = "No trial starts there"
 """Ends what is said about a node that cannot train."""
 AGAIN_S = 60.0
@@ -105,20 +107,25 @@ class NodeChecks:
         for node in self._places.get(trial, ()):
             self._failed.pop(node, None)
 
-    async def failed(self, trial: str, names: Mapping[str, str], reason: str) -> None:
+    async def failed(self, trial: str, names: Mapping[str, str], fault: Fault) -> None:
         """Take note that a trial's workers failed; refuse a node of theirs where two trials did, as ``check_again``.
+
+        No node is blamed if one of the trial's has gone, nor refused for want of memory, which may be the trial's own.
 
         Args:
             trial: The trial.
             names: Names of the nodes that are alive, by ID.
-            reason: Why the workers failed.
+            fault: Why the workers failed.
         """
         async with self._refusing:
-            for node in set(self._places.pop(trial, ())) & names.keys():
-                self._failed[node].add(trial)
-                if len(self._failed[node]) > 1 and node in self.passed() and await self._others_suffice([node]):
+            nodes = set(self._places.pop(trial, ()))
+            for node in nodes if nodes <= names.keys() else ():
+                failed = self._failed[node]
+                failed.add(trial)
+                refusable = len(failed) > 1 and not fault.memory and node in self.passed()
+                if refusable and await self._others_suffice([node]):
                     self._checked[node] = time.monotonic()
-                    self._note(node, problem_text(names[node], [reason]))
+                    self._note(node, f"workers of {len(failed)} trials failed on {names[node]} (last: {fault.reason})")
 
     async def avoided(self, trial: str) -> list[str]:
         """List the nodes on which a trial's workers failed, and none has reported since; none if it needs them."""

@@ -31,10 +31,12 @@ class Unread(NamedTuple):
 
     Attributes:
         node: ID of its node.
+        process: Its own ID, which Ray gives to no other process.
         positions: By the path of each file, the bytes that were passed on.
     """
 
     node: str
+    process: str
     positions: Mapping[str, int]
 
 
@@ -91,7 +93,7 @@ def read_rest(unread: Mapping[int, Unread]) -> dict[int, str]:
     task = ray.remote(num_cpus=0, max_retries=0)(read_files)
     answers = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(positions): rank
-        for rank, (node, positions) in unread.items()
+        for rank, (node, _, positions) in unread.items()
     }
     answered, late = ray.wait(list(answers), num_returns=len(answers), timeout=REST_S) if answers else ([], [])
     for answer in late:

@@ -33,10 +33,10 @@ from adios_ray.store import Location, Store, local_path, split_location
 
 PROBES = ".nodes-"
 """Begins the names of folders in a run's directory into which nodes write while they are checked."""
-ANSWER_S = 60.0
-"""Seconds that all nodes have to answer; a node's first task starts a process there."""
-IMPORT_S = 45.0
+IMPORT_S = 30.0
 """Seconds that torch has to be imported on a node, perhaps from a slow disk; one that takes longer is no problem."""
+ANSWER_S = 60.0 + IMPORT_S
+"""Seconds that all nodes have to answer; before the import, a node's first task starts a process there."""
 _IMPORT = """
 try:
     import torch
@@ -262,7 +262,8 @@ def _torch_problem(gpus: bool) -> str:
     """Import torch as a worker will, but in a process of its own, which may crash; say why it fails."""
     # A task without a GPU is shown none; a worker will be shown its own.
     shown = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    code = [sys.executable, "-c", _IMPORT.format(gpus=gpus)]
+    # -P because workers do not import modules of the current directory either.
+    code = [sys.executable, "-P", "-c", _IMPORT.format(gpus=gpus)]
     try:
         ended = subprocess.run(code, env=shown, capture_output=True, text=True, errors="replace", timeout=IMPORT_S)
     except subprocess.TimeoutExpired:

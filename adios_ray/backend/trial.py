@@ -83,17 +83,24 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         self._start()
 
     def _start(self) -> None:
-        self._find_labels()  # nodes that are refused from now on may explain a failure, earlier ones do not
+        self._note_refused()  # nodes that are refused from now on may explain a failure, earlier ones do not
+        # At its second failure a trial leaves the nodes where it failed, as far as others can hold it.
+        self._avoided: list[str] = (
+            ray.get(self._channel.avoided_nodes.remote(self._trial)) if self._failures > 1 else []
+        )
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fit, daemon=True)
         self._thread.start()
 
     def _find_labels(self) -> dict[str, str]:
-        """Select the nodes on which workers may start, and take note of those that are refused."""
-        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
-        # At its second failure a trial leaves the nodes where it failed, as far as others can hold it.
-        avoided = ray.get(self._channel.avoided_nodes.remote(self._trial)) if self._failures > 1 else []
+        """Select the nodes on which workers may start; at the first call of a start, none that the trial avoids."""
+        self._note_refused()
+        # Once only: if Ray Train finds no place for a minute, other jobs may hold the other nodes for hours.
+        avoided, self._avoided = self._avoided, []
         return outside([*self._refused, *avoided])
+
+    def _note_refused(self) -> None:
+        self._refused: list[str] = ray.get(self._channel.refused_nodes.remote())
 
     def _note_nodes(self, nodes: Sequence[str]) -> None:
         ray.get(self._channel.place.remote(self._trial, nodes))
@@ -147,9 +154,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
             self._start()
             return None
         self._failures += 1
-        ray.get(self._channel.workers_failed.remote(self._trial, node_names(), fault.reason))
+        ray.get(self._channel.workers_failed.remote(self._trial, node_names(), fault))
         if self._failures == ATTEMPTS:
-            return Fault(f"its workers failed {ATTEMPTS} times: {fault.reason}", fault.details)
+            return fault._replace(reason=f"its workers failed {ATTEMPTS} times: {fault.reason}")
         wait_s = WAITS_S[self._failures - 1]
         when = f"again in {wait_s:g} s" if wait_s else "again"
         text = f"its workers failed ({fault.reason}) and are started {when}, attempt {self._failures + 1} of {ATTEMPTS}"
@@ -162,7 +169,7 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         """Pass on what workers printed last that died before they could."""
         unread: dict[int, Unread] = ray.get(self._channel.take_unread.remote(self._trial))
         for rank, lines in read_rest(unread).items():
-            ray.get(self._channel.printed.remote(self._trial, rank, lines, Unread(unread[rank].node, {})))
+            ray.get(self._channel.printed.remote(self._trial, rank, lines))
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save a pointer to the checkpoint of the last report; the weights stay where the worker wrote them."""
@@ -191,10 +198,11 @@ def run_worker(config: dict[str, Any]) -> None:
 
     settings = LoopConfig(**config)  # type: ignore[typeddict-item]  # Ray Train hands over what it was given
     _check_node(settings["channel"])
-    rank, node = get_context().get_world_rank(), ray.get_runtime_context().get_node_id()
+    rank, context = get_context().get_world_rank(), ray.get_runtime_context()
+    node, process = context.get_node_id(), context.get_worker_id()
 
     def send(lines: str, positions: Mapping[str, int]) -> None:
-        settings["channel"].printed.remote(settings["trial"], rank, lines, Unread(node, positions))
+        settings["channel"].printed.remote(settings["trial"], rank, lines, Unread(node, process, positions))
 
     try:
         with OutputCopy(send):
