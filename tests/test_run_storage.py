@@ -1,6 +1,7 @@
 """A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -408,6 +411,40 @@ def test_a_driver_that_has_lost_its_claim_copies_nothing(nodes: Nodes) -> None:
     with pytest.raises(ClaimError, match="taken over"), driver.driven(check):
         atomic_write(RunDirectory(driver.directory).config, b"of the one that lost it")
     assert Store(nodes.place).read("config.json") == b"{}"
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_copy_that_continues_after_an_interruption_replaces_no_newer_file(
+    ends: bool, nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver, attempts, finish, written = nodes["other"], count(1), threading.Event(), list[int]()
+    results = RunDirectory(driver.directory).results
+
+    def stall(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith(results.name):
+            if (attempt := next(attempts)) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                finish.wait(0.5 if ends else None)
+            written.append(attempt)
+
+    server.fault = stall
+    if not ends:
+        monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
+    with pytest.raises(KeyboardInterrupt), driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        results.write_text("1 row")
+        try:
+            driver.push()
+        finally:
+            results.write_text("2 rows")
+    stored = partial(Store(nodes.place).read, results.name)
+    if ends:
+        assert written == [1, 2] and stored() == b"2 rows" and not driver.directory.exists()
+    else:
+        finish.set()
+        until(lambda: results.name in Store(nodes.place).names())
+        assert stored() == b"1 row" and results.read_text() == "2 rows"
+        assert capsys.readouterr().out.endswith(f"{driver.directory} holds: no answer within 0 s\n")
 
 
 def test_what_a_driver_could_not_copy_at_its_end_is_kept_for_people(
