@@ -322,7 +322,10 @@ class RunStorage:
         return newest_first(folder, self.names(folder))
 
     def remove(self, path: Path) -> None:
-        """Remove a checkpoint or a file, as far as storage allows it."""
+        """Remove a checkpoint or a file, as far as storage allows it.
+
+        A removal that storage does not answer within 20 s continues: what is removed must not be written again.
+        """
         if self._remote is not None:
             with suppress(OSError):
                 promptly(partial(self._remove_remote, self._name(path)))

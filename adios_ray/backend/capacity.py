@@ -6,6 +6,7 @@ workers. A driver that resumes the run as another job finds the record there.
 """
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -41,26 +42,29 @@ def own_groups(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
     """
     # Record first: a crash in between leaves a record without a group, which is harmless. The other order could leave a
     # group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-    retry_in_run(run.directory, partial(record_actor, run), say)
-    own = _own_id()
+    own, record = _own_id(), own_record(run)
+    retry_in_run(run.directory, partial(record_actor, run, record), say)
     try:
         yield
     finally:
         for group in placement_groups():  # as a rule, Ray Train has removed its own
             if group.maker == own and not group.removed:
                 remove_placement_group(PlacementGroup(group.id))
-        run.remove(_own_record(run))
+        run.remove(record)
 
 
-def record_actor(run: RunStorage) -> None:
+def own_record(run: RunStorage) -> Path:
+    """Return the path of a new record of the calling actor.
+
+    Each has a name of its own: where storage is slow, the removal of an earlier one may still continue.
+    """
+    return RunDirectory(run.directory).actors / f"{_own_id()}-{uuid.uuid4().hex}"
+
+
+def record_actor(run: RunStorage, record: Path) -> None:
     """Record the calling actor as one whose placement groups belong to the run."""
-    record = _own_record(run)
     record.touch()
     run.publish(record)
-
-
-def _own_record(run: RunStorage) -> Path:
-    return RunDirectory(run.directory).actors / _own_id()
 
 
 def _own_id() -> str:
@@ -90,7 +94,8 @@ def groups(run: Location) -> list[Group]:
     storage = RunStorage(run)
     # After the groups: their records are older. While storage is away there are none, and no group is known to be the
     # run's.
-    recorded = storage.names(RunDirectory(storage.directory).actors) if existing else set()
+    records = storage.names(RunDirectory(storage.directory).actors) if existing else set()
+    recorded = {name.partition("-")[0] for name in records}
     found = []
     for group in existing:
         if group.maker in recorded:
