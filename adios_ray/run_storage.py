@@ -312,10 +312,18 @@ class RunStorage:
     def names(self, folder: Path) -> set[str]:
         """Return the names in a folder; none while storage fails or does not answer within 3 s."""
         with suppress(OSError):
-            if self._remote is not None:
-                return promptly(partial(self._remote.names, self._name(folder)), BRIEF_S)
-            return set(os.listdir(folder))
+            return self.read_names(folder)
         return set()
+
+    def read_names(self, folder: Path) -> set[str]:
+        """Return the names in a folder.
+
+        Raises:
+            OSError: If storage fails or does not answer within 3 s.
+        """
+        if self._remote is not None:
+            return promptly(partial(self._remote.names, self._name(folder)), BRIEF_S)
+        return set(os.listdir(folder))
 
     def epochs(self, folder: Path) -> list[Path]:
         """List what was written into a folder after each epoch, newest first; none as in ``names``."""

@@ -198,7 +198,7 @@ def test_a_trial_that_waits_for_long_is_told_once(every: int, monkeypatch: pytes
             groups.append(Group(PlacementGroupID.from_random(), "b", seconds > 600, False))
         return groups
 
-    monkeypatch.setattr(capacity, "groups", made)
+    monkeypatch.setattr(capacity, "read_groups", made)
     monkeypatch.setattr(capacity, "time", SimpleNamespace(monotonic=lambda: seconds))
     found = []
     for step in range(0, 700, every):

@@ -219,6 +219,24 @@ def test_an_actor_is_recorded_while_it_may_have_groups_and_leaves_none(
     assert node.names(actors) == set() and removed == ids[:1]
 
 
+def test_the_last_count_of_trials_holds_while_storage_does_not_answer(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = nodes["driver"]
+    RunDirectory(node.directory).make_folders()
+    made = [MadeGroup(PlacementGroupID.from_random(), "a1", placed, removed=False) for placed in (True, False)]
+    monkeypatch.setattr(capacity, "_own_id", lambda: "a1")
+    monkeypatch.setattr(capacity, "is_dead", lambda maker: False)
+    monkeypatch.setattr(capacity, "placement_groups", lambda: made)
+    monkeypatch.setattr(capacity, "WAITING_S", -1.0)
+    capacity.record_actor(node, capacity.own_record(node))
+    counted = capacity.ClusterCapacity(node.place, lambda: 2, lambda: 2, False, print)
+    assert counted.count() == 1  # the other trial waits in vain
+    monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
+    with server.hanging():
+        assert counted.count() == 1
+
+
 def test_the_removal_of_an_actors_record_that_storage_answers_late_spares_its_next_one(
     nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
