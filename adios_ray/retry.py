@@ -98,6 +98,15 @@ def promptly(action: Callable[[], Result], limit_s: float | None = None) -> Resu
         OSError: If storage refuses, or does not answer in time.
     """
     limit_s = ANSWER_S if limit_s is None else limit_s
+    answer = in_thread(action)
+    try:
+        return answer.result(limit_s)
+    except TimeoutError as error:
+        raise error if answer.done() else TimeoutError(f"no answer within {limit_s:.0f} s") from None
+
+
+def in_thread(action: Callable[[], Result]) -> Future[Result]:
+    """Begin an access to storage in a thread that delays neither an interruption nor the end of the process."""
     answer = Future[Result]()
 
     def access() -> None:
@@ -107,10 +116,7 @@ def promptly(action: Callable[[], Result], limit_s: float | None = None) -> Resu
             answer.set_exception(error)
 
     Thread(target=access, daemon=True).start()  # a daemon, because the packages' own timeouts are minutes
-    try:
-        return answer.result(limit_s)
-    except TimeoutError as error:
-        raise error if answer.done() else TimeoutError(f"no answer within {limit_s:.0f} s") from None
+    return answer
 
 
 def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:

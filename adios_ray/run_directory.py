@@ -15,7 +15,7 @@
       checkpoints/TRIAL/epoch_NNNNN/      weights
       masks/TRIAL/epoch_NNNNN.npz         masks of the first validation images
       diverged/TRIAL/epoch_NNNNN/         what reproduces a step that became non-finite
-      actors/ACTOR_ID                     trials' actors whose placement groups may be left behind
+      actors/ACTOR_ID-ID                  trials' actors whose placement groups may be left behind
       logs/TRIAL.log                      what happened to each trial's processes, with tracebacks and output
       logs/tracker_NAME.log               what each tracker's process printed
       wandb/  tensorboard/  log.jsonl     of trackers that were asked for

@@ -18,6 +18,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from adios_ray.console import say
 from adios_ray.files import atomic_path, check_writable
 from adios_ray.local_cache import UNSAVED, cache_directory, hold, release, remove_unless_held
 from adios_ray.places import fetched
-from adios_ray.retry import BRIEF_S, promptly
+from adios_ray.retry import BRIEF_S, in_thread, promptly
 from adios_ray.run_directory import INITIAL_WEIGHTS, MASKS, TRACKERS, RunDirectory, newest_epochs, newest_first
 from adios_ray.store import Location, Store, copy_in_parallel
 
@@ -60,6 +61,7 @@ class RunStorage:
         self.directory = store.local or self._copy / self.place.rpartition("/")[2]
         self._pushed: dict[Path, tuple[int, int]] = {}
         self._ahead: set[Path] = set()
+        self._pushing: list[Future[None]] = []
 
     @cached_property
     def _copy(self) -> Path:
@@ -237,10 +239,18 @@ class RunStorage:
             at_end: Whether the driver ends, and copies everything.
 
         Raises:
-            OSError: If storage fails; the call may be repeated.
+            OSError: If storage fails, or an interrupted call has not ended within 3 s; the call may be repeated.
         """
         if self._remote is None:
             return
+        # After an interruption the call before continues: its files, now old, must not replace those of this one.
+        if wait(self._pushing, BRIEF_S).not_done:
+            raise TimeoutError(f"no answer within {BRIEF_S:.0f} s")
+        self._pushing = [in_thread(partial(self._push, at_end))]
+        self._pushing[0].result()
+
+    def _push(self, at_end: bool) -> None:
+        assert self._remote is not None
         run = RunDirectory(self.directory)
         if self._pushed:
             run.config.stat()  # raises if this copy has been removed: what is at the URI must not follow it
@@ -302,17 +312,28 @@ class RunStorage:
     def names(self, folder: Path) -> set[str]:
         """Return the names in a folder; none while storage fails or does not answer within 3 s."""
         with suppress(OSError):
-            if self._remote is not None:
-                return promptly(partial(self._remote.names, self._name(folder)), BRIEF_S)
-            return set(os.listdir(folder))
+            return self.read_names(folder)
         return set()
+
+    def read_names(self, folder: Path) -> set[str]:
+        """Return the names in a folder.
+
+        Raises:
+            OSError: If storage fails or does not answer within 3 s.
+        """
+        if self._remote is not None:
+            return promptly(partial(self._remote.names, self._name(folder)), BRIEF_S)
+        return set(os.listdir(folder))
 
     def epochs(self, folder: Path) -> list[Path]:
         """List what was written into a folder after each epoch, newest first; none as in ``names``."""
         return newest_first(folder, self.names(folder))
 
     def remove(self, path: Path) -> None:
-        """Remove a checkpoint or a file, as far as storage allows it."""
+        """Remove a checkpoint or a file, as far as storage allows it.
+
+        A removal that storage does not answer within 20 s continues: what is removed must not be written again.
+        """
         if self._remote is not None:
             with suppress(OSError):
                 promptly(partial(self._remove_remote, self._name(path)))

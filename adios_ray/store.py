@@ -42,7 +42,7 @@ _DENIED = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationErro
 
 
 def copy_in_parallel(copy: Callable[[Item], object], items: Iterable[Item]) -> None:
-    """Call a function for each item in several threads, and wait for all calls.
+    """Call a function for each item in several threads until one call fails, and wait for those that have begun.
 
     The threads are daemons: unlike those of an executor, a copy that hangs delays neither an interruption nor the end
     of the process.
@@ -62,6 +62,7 @@ def copy_in_parallel(copy: Callable[[Item], object], items: Iterable[Item]) -> N
                 copy(item)
             except BaseException as error:
                 errors.append(error)
+                left.clear()
 
     threads = [Thread(target=work, daemon=True) for _ in range(min(PARALLEL_COPIES, len(left)))]
     try:

@@ -59,10 +59,11 @@ def holder(**options: Any) -> Any:
                 return str(self._group.id.hex())
 
             if run_dir:
-                from adios_ray.backend.capacity import record_actor
+                from adios_ray.backend.capacity import own_record, record_actor
                 from adios_ray.run_storage import RunStorage
 
-                record_actor(RunStorage(Path(run_dir)))
+                run = RunStorage(Path(run_dir))
+                record_actor(run, own_record(run))
             if signal:
                 threading.Thread(target=make, daemon=True).start()
             return ray.get_runtime_context().get_actor_id(), "-" if signal else make(), os.getpid()
@@ -197,7 +198,7 @@ def test_a_trial_that_waits_for_long_is_told_once(every: int, monkeypatch: pytes
             groups.append(Group(PlacementGroupID.from_random(), "b", seconds > 600, False))
         return groups
 
-    monkeypatch.setattr(capacity, "groups", made)
+    monkeypatch.setattr(capacity, "read_groups", made)
     monkeypatch.setattr(capacity, "time", SimpleNamespace(monotonic=lambda: seconds))
     found = []
     for step in range(0, 700, every):

@@ -1,6 +1,7 @@
 """Faults of a trial's workers: what is said about them, how often workers are started again, and what then stops."""
 
 import pickle
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -477,6 +478,27 @@ def test_events_are_kept_while_remote_storage_is_away_but_not_in_another_drivers
     for text in ("storage refuses", "storage is back", "another driver's"):
         run.note(text)
     assert [event.text for event in read_events(tmp_path)[0]] == ["storage refuses", "storage is back"]
+
+
+def test_a_trials_note_is_logged_while_remote_storage_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("adios_ray.tracking.run.begin_results", lambda *arguments: None)
+    monkeypatch.setattr("adios_ray.tracking.run.BRIEF_S", 0.05)
+    answered, asked = threading.Event(), list[None]()
+
+    def check_claim() -> None:
+        asked.append(None)
+        assert answered.wait(TIMEOUT_S)
+        raise TimeoutError("no answer within 20 s")
+
+    run = Run(RunStorage(tmp_path), [], LiveView(1, 2, "run"), SimpleNamespace(), None, check_claim)  # type: ignore[arg-type]
+    run.trial_note("trial_01", "its workers failed")
+    assert len(asked) == 1 and not answered.is_set()
+    answered.set()
+    assert capsys.readouterr().out == "trial_01: its workers failed\n"
+    assert (tmp_path / "logs" / "trial_01.log").read_text().endswith(" its workers failed\n")
+    assert [event.text for event in read_events(tmp_path)[0]] == ["trial_01: its workers failed"]
 
 
 def test_events_that_storage_refused_are_written_when_it_is_back(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from adios_ray.files import atomic_write
 from adios_ray.retry import retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.search.state import PopulationState
+from adios_ray.store import PARALLEL_COPIES, copy_in_parallel
 from adios_ray.tracking import decisions, outcomes, records, results, run_masks
 from adios_ray.tracking.run_masks import MaskFile
 
@@ -206,3 +207,15 @@ def test_what_a_decision_needs_is_not_taken_for_missing_while_storage_is_away(
     monkeypatch.setattr(run, "note", mount_again)
     found = run.read(lambda: outcomes.read_outcomes(storage, "trial_00", 1))
     assert found is not None and found.tolist() == [0, 1]
+
+
+def test_copies_in_parallel_end_with_the_first_that_fails() -> None:
+    tried = list[int]()
+
+    def refuse(item: int) -> None:
+        tried.append(item)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        copy_in_parallel(refuse, range(200))
+    assert len(tried) <= PARALLEL_COPIES

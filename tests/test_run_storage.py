@@ -1,6 +1,7 @@
 """A run at a URI, on an S3 server that fails: what is complete there, who fetches what, and how long is waited."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -198,7 +201,7 @@ def test_an_actor_is_recorded_while_it_may_have_groups_and_leaves_none(
 ) -> None:
     node = nodes["worker"]
     node.open()
-    record = RunDirectory(node.directory).actors / "a1"
+    actors = RunDirectory(node.directory).actors
     ids = [PlacementGroupID.from_random() for _ in range(3)]
     made = [
         MadeGroup(group, maker, placed=True, removed=removed)
@@ -207,12 +210,49 @@ def test_an_actor_is_recorded_while_it_may_have_groups_and_leaves_none(
     removed: list[PlacementGroupID] = []
     monkeypatch.setattr(capacity, "_own_id", lambda: "a1")
     monkeypatch.setattr(capacity, "placement_groups", lambda: made)
+    monkeypatch.setattr(capacity, "is_dead", lambda maker: False)
     monkeypatch.setattr(capacity, "remove_placement_group", lambda group: removed.append(group.id))
     with suppress(RuntimeError), capacity.own_groups(node, print):
-        assert node.has(record) and removed == []
+        assert [group.id for group in capacity.groups(node.place)] == [ids[0]] and removed == []
         if error:
             raise error
-    assert not node.has(record) and removed == ids[:1]
+    assert node.names(actors) == set() and removed == ids[:1]
+
+
+def test_the_last_count_of_trials_holds_while_storage_does_not_answer(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = nodes["driver"]
+    RunDirectory(node.directory).make_folders()
+    made = [MadeGroup(PlacementGroupID.from_random(), "a1", placed, removed=False) for placed in (True, False)]
+    monkeypatch.setattr(capacity, "_own_id", lambda: "a1")
+    monkeypatch.setattr(capacity, "is_dead", lambda maker: False)
+    monkeypatch.setattr(capacity, "placement_groups", lambda: made)
+    monkeypatch.setattr(capacity, "WAITING_S", -1.0)
+    capacity.record_actor(node, capacity.own_record(node))
+    counted = capacity.ClusterCapacity(node.place, lambda: 2, lambda: 2, False, print)
+    assert counted.count() == 1  # the other trial waits in vain
+    monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
+    with server.hanging():
+        assert counted.count() == 1
+
+
+def test_the_removal_of_an_actors_record_that_storage_answers_late_spares_its_next_one(
+    nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, answered = nodes["worker"], threading.Event()
+    node.open()
+    actors = RunDirectory(node.directory).actors
+    monkeypatch.setattr(capacity, "_own_id", lambda: "a1")
+    monkeypatch.setattr(capacity, "placement_groups", list)
+    monkeypatch.setattr(retry, "ANSWER_S", 0.1)
+    server.fault = lambda method, path: None if method != "POST" or answered.wait() else None  # deletions are posted
+    with capacity.own_groups(node, print):
+        (first,) = node.names(actors)
+    with capacity.own_groups(node, print):
+        answered.set()
+        until(lambda: first not in node.names(actors))
+        assert len(node.names(actors)) == 1
 
 
 def pointer_place(nodes: Nodes, epoch: int) -> str:
@@ -410,6 +450,40 @@ def test_a_driver_that_has_lost_its_claim_copies_nothing(nodes: Nodes) -> None:
     assert Store(nodes.place).read("config.json") == b"{}"
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_copy_that_continues_after_an_interruption_replaces_no_newer_file(
+    ends: bool, nodes: Nodes, server: S3Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    driver, attempts, finish, written = nodes["other"], count(1), threading.Event(), list[int]()
+    results = RunDirectory(driver.directory).results
+
+    def stall(method: str, path: str) -> None:
+        if method == "PUT" and path.endswith(results.name):
+            if (attempt := next(attempts)) == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                finish.wait(0.5 if ends else None)
+            written.append(attempt)
+
+    server.fault = stall
+    if not ends:
+        monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
+    with pytest.raises(KeyboardInterrupt), driver.driven(lambda: None):
+        atomic_write(RunDirectory(driver.directory).config, b"{}")
+        results.write_text("1 row")
+        try:
+            driver.push()
+        finally:
+            results.write_text("2 rows")
+    stored = partial(Store(nodes.place).read, results.name)
+    if ends:
+        assert written == [1, 2] and stored() == b"2 rows" and not driver.directory.exists()
+    else:
+        finish.set()
+        until(lambda: results.name in Store(nodes.place).names())
+        assert stored() == b"1 row" and results.read_text() == "2 rows"
+        assert capsys.readouterr().out.endswith(f"{driver.directory} holds: no answer within 0 s\n")
+
+
 def test_what_a_driver_could_not_copy_at_its_end_is_kept_for_people(
     nodes: Nodes, server: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -490,13 +564,16 @@ def test_storage_that_does_not_answer_stops_no_listing_and_no_removal(
     record = RunDirectory(driver.directory).actors / "an_actor"
     write_output(record, b"")
     driver.publish(record)
-    monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
-    with server.hanging():
+    answered = threading.Event()
+    server.fault = lambda method, path: None if answered.wait() else INTERNAL_ERROR
+    with monkeypatch.context() as quick:
+        quick.setattr(run_storage, "BRIEF_S", 0.1)
+        quick.setattr(retry, "ANSWER_S", 0.1)
         assert driver.names(record.parent) == set()
-        monkeypatch.setattr(retry, "ANSWER_S", 0.1)
         driver.remove(record)
-    assert driver.names(record.parent) in ({"an_actor"}, set())  # the removal goes on
     assert not record.exists()
+    answered.set()
+    until(lambda: not driver.has(record))  # the removal continues
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,8 +6,9 @@ workers. A driver that resumes the run as another job finds the record there.
 """
 
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,26 +42,29 @@ def own_groups(run: RunStorage, say: Callable[[str], None]) -> Iterator[None]:
     """
     # Record first: a crash in between leaves a record without a group, which is harmless. The other order could leave a
     # group that no driver recognizes; it would hold its resources until its job ends, or for ever.
-    retry_in_run(run.directory, partial(record_actor, run), say)
-    own = _own_id()
+    own, record = _own_id(), own_record(run)
+    retry_in_run(run.directory, partial(record_actor, run, record), say)
     try:
         yield
     finally:
         for group in placement_groups():  # as a rule, Ray Train has removed its own
             if group.maker == own and not group.removed:
                 remove_placement_group(PlacementGroup(group.id))
-        run.remove(_own_record(run))
+        run.remove(record)
 
 
-def record_actor(run: RunStorage) -> None:
+def own_record(run: RunStorage) -> Path:
+    """Return the path of a new record of the calling actor.
+
+    Each has a name of its own: where storage is slow, the removal of an earlier one may still continue.
+    """
+    return RunDirectory(run.directory).actors / f"{_own_id()}-{uuid.uuid4().hex}"
+
+
+def record_actor(run: RunStorage, record: Path) -> None:
     """Record the calling actor as one whose placement groups belong to the run."""
-    record = _own_record(run)
     record.touch()
     run.publish(record)
-
-
-def _own_record(run: RunStorage) -> Path:
-    return RunDirectory(run.directory).actors / _own_id()
 
 
 def _own_id() -> str:
@@ -85,12 +89,23 @@ class Group(NamedTuple):
 
 
 def groups(run: Location) -> list[Group]:
-    """List the placement groups that the run's actors created, under this driver or an earlier one."""
+    """List the placement groups of the run as ``read_groups`` does; none while storage fails."""
+    with suppress(OSError):
+        return read_groups(run)
+    return []
+
+
+def read_groups(run: Location) -> list[Group]:
+    """List the placement groups that the run's actors created, under this driver or an earlier one.
+
+    Raises:
+        OSError: If storage fails or does not answer within 3 s: no group is known to be the run's then.
+    """
     existing = [group for group in placement_groups() if not group.removed]
     storage = RunStorage(run)
-    # After the groups: their records are older. While storage is away there are none, and no group is known to be the
-    # run's.
-    recorded = storage.names(RunDirectory(storage.directory).actors) if existing else set()
+    # After the groups: their records are older.
+    records = storage.read_names(RunDirectory(storage.directory).actors) if existing else set()
+    recorded = {name.partition("-")[0] for name in records}
     found = []
     for group in existing:
         if group.maker in recorded:
@@ -145,20 +160,26 @@ class ClusterCapacity:
         self._run, self._count_fitting, self._count_wanted, self._say = run, count_fitting, count_wanted, say
         self._grows, self._said = grows, ""
         self._waiting: dict[str, _Waiting] = {}
+        self._counted: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Drop everything when Tune pickles its search, which is not used again: a terminal cannot be pickled."""
         return {}
 
     def count(self) -> int:
-        """Count them now."""
-        living, now = [group for group in groups(self._run) if not group.orphaned], time.monotonic()
+        """Count them now; while storage fails, the last count holds."""
+        try:
+            found = read_groups(self._run)
+        except OSError:
+            return self._count_fitting() if self._counted is None else self._counted
+        living, now = [group for group in found if not group.orphaned], time.monotonic()
         placed = sum(group.placed for group in living)
         self._note_waiting(living, now)
         in_vain = any(now - waiting.since > WAITING_S for waiting in self._waiting.values())
         fitting = self._count_fitting()
         self._tell(waiting_line(placed, fitting, self._count_wanted(), in_vain, self._grows))
-        return placed if in_vain else fitting
+        self._counted = placed if in_vain else fitting
+        return self._counted
 
     def _note_waiting(self, living: Sequence[Group], now: float) -> None:
         # By maker: Ray Train replaces a group that has been pending for a minute, and there is none for a moment.

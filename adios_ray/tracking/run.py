@@ -1,7 +1,7 @@
 """The record of a run, written by its driver: files, terminal, Ray's metrics and trackers."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -178,23 +178,33 @@ class Run(AbstractContextManager["Run"]):
         self._record(Event(kind=kind, trial=trial, epoch=epoch, text=text))
 
     def _record(self, event: Event) -> None:
-        with suppress(ClaimError, OSError):  # the run may be another driver's now
-            with suppress(OSError):  # which is unknown while its storage is away; what happens meanwhile is kept here
-                promptly(self._check_claim, BRIEF_S)
+        if self._is_ours():
             self._events.append(event)
+
+    def _is_ours(self) -> bool:
+        """Tell whether no other driver is known to have taken the run over; asks storage for at most 3 s."""
+        try:
+            promptly(self._check_claim, BRIEF_S)
+        except ClaimError:
+            return False
+        except OSError:  # unknown while storage is away; what happens meanwhile is kept here
+            pass
+        return True
 
     def trial_note(
         self, trial: str, text: str, details: str = "", kind: Literal["note", "restart", "wait", "output"] = "note"
     ) -> None:
         """Append an event to a trial's log with its details; show it to the user, unless it is the workers' output."""
+        shown = f"{trial}: {text}"
         if kind != "output":
-            self._view.keep(trial, f"{trial}: {text}")  # it may say what the trial waits for
-            self.note(f"{trial}: {text}", kind, trial)
+            self._view.keep(trial, shown)  # it may say what the trial waits for
+            self._view.note(shown)
+        if not self._is_ours():  # the next report ends this driver
+            return
+        if kind != "output":
+            self._events.append(Event(kind=kind, trial=trial, text=shown))
         # Not retried: the note may be about storage that fails, and the user has seen it.
         try:
-            self._check_claim()
             append_log(self.directory, trial, text, details)
-        except ClaimError:  # the log is another driver's now; the next report ends this one
-            pass
         except OSError as error:
             self.note(f"{trial}: its log could not be written: {error}")
