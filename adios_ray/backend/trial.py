@@ -126,7 +126,9 @@ class LiveTrial(tune.Trainable):  # type: ignore[misc]  # Ray ships no type info
         # group finds its "train" there; a second request would replace the first and raise ReplacedError.
         reply = self._channel.request.remote(self._trial, self._missed)
         while not ray.wait([reply], timeout=POLL_S)[0]:
-            if not self._thread.is_alive() and (fault := self._recover()):
+            if self._thread.is_alive() or ray.wait([reply], timeout=0)[0]:  # the answer may have come meanwhile
+                continue
+            if fault := self._recover():
                 return {REPLY: Reply(None, self._checkpoint, fault), "done": False}
         answer: Reply = ray.get(reply)
         self._checkpoint, self._missed, self._failures = answer.checkpoint, False, 0
