@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from threading import Event, Thread, Timer
+from threading import Lock, Thread, Timer
 from typing import TypeVar
 
 from adios_ray.errors import StorageError
@@ -15,7 +15,7 @@ TIMEOUT_S = 300.0
 PAUSE_S = 1.0
 """Seconds between two attempts."""
 ANSWER_S = 20.0
-"""Seconds that storage has to answer when it is accessed first, and after which it is said that it does not."""
+"""Seconds that storage has to answer when it is accessed first, and after which a longer access is named."""
 BRIEF_S = 3.0
 """Seconds that storage has to answer where a run can do without its answer, and once the run is stopped."""
 
@@ -34,8 +34,8 @@ def retry(
 
     Args:
         action: The access; it must be safe to repeat.
-        say: Prints a line once when storage first fails or does not answer for 20 s, and once when it is back; in the
-            second case from another thread.
+        say: Prints a line once when storage first fails or the access has taken 20 s, in the second case from another
+            thread, and once when it has succeeded then.
         lasting: Errors after which trying again is in vain.
 
     Returns:
@@ -45,27 +45,27 @@ def retry(
         StorageError: If storage fails for longer than five minutes.
         OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
-    began, said = time.monotonic(), Event()
+    began, told = time.monotonic(), Lock()
 
     def tell(text: str) -> None:
-        if not said.is_set():
-            said.set()
+        if told.acquire(blocking=False):  # once, from two threads
             say(text)
 
-    slow = Timer(ANSWER_S, tell, [f"storage has not answered for {ANSWER_S:.0f} s; waiting for it"])
+    # It may be a long transfer, and no fault of storage.
+    slow = Timer(ANSWER_S, tell, [f"an access to storage has taken {ANSWER_S:.0f} s so far; waiting for it"])
     slow.daemon = True
     slow.start()
     try:
         result = _repeat(action, tell, lasting)
     finally:
         slow.cancel()
-    if said.is_set():
-        say(f"storage is back after {time.monotonic() - began:.0f} s")
+    if told.locked():
+        say(f"storage has answered after {time.monotonic() - began:.0f} s")
     return result
 
 
 def _repeat(action: Callable[[], Result], tell: Callable[[str], None], lasting: tuple[type[OSError], ...]) -> Result:
-    """Repeat an access as ``retry`` does, which tells when storage is back."""
+    """Repeat an access as ``retry`` does, which tells when storage has answered."""
     failed_at: float | None = None
     while True:
         try:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -196,3 +197,22 @@ def test_beats_go_on_while_storage_is_away_and_make_no_folder_in_its_place(tmp_p
         away.rename(tmp_path / "run")
         before = (tmp_path / "run" / TRAINING.file).read_text()
         until(lambda: (tmp_path / "run" / TRAINING.file).read_text() != before)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_slow_beat_is_waited_for_at_the_end_unless_the_process_is_stopped(
+    stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "BRIEF_S", 0.1)
+    beating, file = threading.Event(), tmp_path / TRAINING.file
+
+    def check(self: claim.Claim) -> None:
+        beating.set()
+        time.sleep(1.0)  # storage is busy
+
+    with suppress(KeyboardInterrupt), claimed(Store(tmp_path), print, TRAINING, wait=False):
+        monkeypatch.setattr(claim.Claim, "check", check)
+        assert beating.wait(TIMEOUT_S)
+        if stopped:
+            raise KeyboardInterrupt
+    assert file.exists() == stopped

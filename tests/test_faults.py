@@ -330,7 +330,7 @@ def test_a_pointer_is_handed_to_tune_once_storage_is_back(monkeypatch: pytest.Mo
     monkeypatch.setattr(retrying, "PAUSE_S", 0.0)
     monkeypatch.setattr(trial, "note", mount_again)
     stage.live.save_checkpoint(str(tmp_path))
-    assert [text.partition(" (")[0] for text in said] == ["storage refuses", "storage is back after 0 s"]
+    assert [text.partition(" (")[0] for text in said] == ["storage refuses", "storage has answered after 0 s"]
     assert (tmp_path / POINTER_FILE).read_text() == "null"
 
 

@@ -104,6 +104,40 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
     assert all(checkpoint.before is None or checkpoint.before.before is None for checkpoint in checkpoints)
 
 
+def test_masks_that_storage_refuses_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is retried, and named as an access to storage where it takes long, is the write alone."""
+    run, notes, refusals = tmp_path / "run", list[str](), iter([OSError("full"), None])
+    run.mkdir()
+    write_config(run, {})
+
+    def write(*fields: Any) -> None:
+        if error := next(refusals):
+            raise error
+
+    monkeypatch.setattr(loop, "write_masks", write)
+    monkeypatch.setattr("adios_ray.retry.PAUSE_S", 0.0)
+    monkeypatch.setattr(ray, "get", lambda done: done)
+    drawn = iter([(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 2))])
+    trainer = SimpleNamespace(
+        config=small_config(tmp_path),
+        train_to_report=lambda idle_s: TrialReport(epoch=1),
+        take_failed_batch=lambda: None,
+        save=lambda path: Pointer(path=path, sha256=""),
+        masks=lambda count: next(drawn),
+        networks=SimpleNamespace(occlusion=object(), slots_at_once=1),
+        measured_slots=0,
+        epoch=1,
+        done=True,
+    )
+    channel = SimpleNamespace(
+        answer=SimpleNamespace(remote=lambda *_: None),
+        note=SimpleNamespace(remote=lambda trial, text, *_: notes.append(text)),
+    )
+    settings: Any = {"trial": "trial_00", "run_dir": str(run), "channel": channel}
+    loop._train(cast(Trainer, trainer), settings, RunStorage(str(run)), 0, None, 0.0, 0.0)
+    assert [text.partition(" (")[0] for text in notes] == ["storage refuses", "storage has answered after 0 s"]
+
+
 def test_a_copy_whose_checkpoint_is_damaged_never_falls_back_to_the_weights_that_it_has_replaced(
     objects_dir: Path, tmp_path: Path
 ) -> None:

@@ -529,7 +529,7 @@ def test_transient_faults_are_waited_for_and_said_once(nodes: Nodes, server: S3S
     pointer = saved(writer, 1)
     server.fault = lambda method, path: INTERNAL_ERROR if left.acquire(blocking=False) else None
     retry.retry(lambda: writer.publish(pointer.path), said.append)
-    assert len(said) == 2 and "told to fail" in said[0] and said[1].startswith("storage is back")
+    assert len(said) == 2 and "told to fail" in said[0] and said[1].startswith("storage has answered")
     server.fault = None
     assert Store(pointer_place(nodes, 1)).names() == {STATE_FILE, META_FILE}
 

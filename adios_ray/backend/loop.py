@@ -183,7 +183,8 @@ def _train(
             written.append(dump)
         saved = retry_in_run(run_dir, lambda: trainer.save(run.checkpoint(trial, report.epoch)), say)
         checkpoint = saved.after(before)
-        if retry_in_run(run_dir, lambda: _draw_masks(trainer, run_dir, trial), say):
+        if (drawn := _draw_masks(trainer)) is not None:
+            retry_in_run(run_dir, partial(write_masks, run_dir, trial, trainer.epoch, drawn), say)
             written.append(run.masks(trial, trainer.epoch))
         for path in written:
             retry(partial(storage.publish, path), say)
@@ -211,21 +212,16 @@ def memory_advice(error: BaseException, config: TrialConfig, at_once: int, worke
     )
 
 
-def _draw_masks(trainer: Trainer, run_dir: Path, trial: str) -> bool:
-    """Write masks of the first validation images, about ``MASK_EPOCHS`` times over the training and at its end.
-
-    Returns:
-        Whether it did.
-    """
+def _draw_masks(trainer: Trainer) -> MaskFile | None:
+    """Draw masks of the first validation images, about ``MASK_EPOCHS`` times over the training and at its end."""
     if trainer.networks.occlusion is None:
-        return False
+        return None
     every = max(trainer.config.epochs // MASK_EPOCHS, 1)
     if trainer.epoch % every and not trainer.done:
-        return False
+        return None
     images, masks = trainer.masks(MASK_PICTURES)
     pixels = (masks * 255).round().to(torch.uint8)
-    write_masks(run_dir, trial, trainer.epoch, MaskFile(images.cpu().numpy(), pixels.cpu().numpy()))
-    return True
+    return MaskFile(images.cpu().numpy(), pixels.cpu().numpy())
 
 
 def _gpu() -> torch.device:

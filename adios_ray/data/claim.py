@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from adios_ray.errors import ClaimError
 from adios_ray.files import atomic_path
-from adios_ray.retry import BRIEF_S, promptly
+from adios_ray.retry import ANSWER_S, BRIEF_S, promptly
 from adios_ray.store import Store
 
 BEAT_S = 5.0
@@ -136,14 +136,18 @@ class Claim:
             pass
         self._thread.start()
 
-    def release(self) -> None:
-        """End the beats and leave the place to others; after a takeover, with a file that says so."""
+    def release(self, limit_s: float = ANSWER_S) -> None:
+        """End the beats and leave the place to others; after a takeover, with a file that says so.
+
+        Args:
+            limit_s: Seconds that storage has to answer.
+        """
         self._ended.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=BRIEF_S)
+            self._thread.join(limit_s)
         # While storage is away the claim is left: it is a dead process's then. A beat that hangs says that it is away.
         with suppress(OSError):
-            if not self._thread.is_alive() and self._holder.token in (self._read(BRIEF_S) or ""):
+            if not self._thread.is_alive() and self._holder.token in (self._read(limit_s) or ""):
                 if self._holder.suspended:
                     self._holder.ended = True
                     self._write()
@@ -246,6 +250,8 @@ def claimed(
 ) -> Iterator[Claim]:
     """Hold a place; of two processes that claim it, one does.
 
+    It is left at the end, unless storage does not answer: within 20 s, or 3 s after an exception.
+
     Args:
         store: The place; a directory is made.
         say: Receives a line where there is something to wait for, or to take over.
@@ -262,8 +268,10 @@ def claimed(
     try:
         claim.make(say, wait, take_over)
         yield claim
-    finally:
-        claim.release()
+    except BaseException:
+        claim.release(BRIEF_S)
+        raise
+    claim.release()
 
 
 def holder_of(folder: Path, activity: Activity) -> Holder | None:
