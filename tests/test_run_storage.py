@@ -25,7 +25,7 @@ from made_up_run import make_row, make_run
 from ray import PlacementGroupID
 from s3 import BUCKET, FORBIDDEN, INTERNAL_ERROR, S3Server, s3_server
 from simulated import SimulatedRun
-from waiting import until
+from waiting import TIMEOUT_S, until
 
 from adios_ray import local_cache, places, retry, run_storage
 from adios_ray.backend import capacity
@@ -41,7 +41,7 @@ from adios_ray.checkpoints import (
 )
 from adios_ray.cli import main
 from adios_ray.config import TrialConfig
-from adios_ray.errors import ClaimError, ConfigError
+from adios_ray.errors import ClaimError, ConfigError, stoppable
 from adios_ray.experiment.checks import check_storage
 from adios_ray.files import append_line, atomic_write, sha256, write_output
 from adios_ray.ray_private import MadeGroup
@@ -461,13 +461,14 @@ def test_a_copy_that_continues_after_an_interruption_replaces_no_newer_file(
         if method == "PUT" and path.endswith(results.name):
             if (attempt := next(attempts)) == 1:
                 os.kill(os.getpid(), signal.SIGINT)
-                finish.wait(0.5 if ends else None)
+                finish.wait(0.5 if ends else TIMEOUT_S)
             written.append(attempt)
 
     server.fault = stall
     if not ends:
         monkeypatch.setattr(run_storage, "BRIEF_S", 0.1)
-    with pytest.raises(KeyboardInterrupt), driver.driven(lambda: None):
+    # As in a program: a worker of pytest-xdist may ignore the signal.
+    with pytest.raises(KeyboardInterrupt), stoppable(), driver.driven(lambda: None):
         atomic_write(RunDirectory(driver.directory).config, b"{}")
         results.write_text("1 row")
         try:
