@@ -91,7 +91,7 @@ def promptly(action: Callable[[], Result], limit_s: float | None = None) -> Resu
     The protocols' packages retry what is worth it within this time.
 
     Args:
-        action: The access; after the limit, it goes on in a thread.
+        action: The access, which may still be running in a thread after the limit.
         limit_s: Seconds that storage has to answer; None for ``ANSWER_S``, 20 s.
 
     Raises:

@@ -56,9 +56,9 @@ class TrialReport(Measured):
     """A trainer's report: measurements, and whether the trial diverged or is done."""
 
     outcomes: str | None = None
-    """What ``fitness`` is the mean of, for paired tests, in base64. Of each validation image of selection, in the order
-    of the split, one byte: 255 times its outcome in [0, 1], rounded. For macro F1, an array in numpy's npy format: the
-    jackknife's pseudo-values of groups of images. None for measures without labels."""
+    """Numbers whose mean is ``fitness``, for paired tests, in base64. One byte for each validation image of selection,
+    in the order of the split: 255 times its outcome in [0, 1], rounded. For macro F1, an array in numpy's npy format:
+    the jackknife's pseudo-values of groups of images. None for measures without labels."""
     divergence: str | None = None
     """How the trial diverged or collapsed; None if it did not."""
     done: bool = False

@@ -176,10 +176,10 @@ def last_scores(problem: Uneven, space: SearchSpace, initial: list[Values], seed
 
 
 class Course(NamedTuple):
-    """What became of trials of uneven speed.
+    """Outcome of trials of uneven speed.
 
     Attributes:
-        found: What the problem asks for.
+        found: Mean N at the end (``run_drift``), or the number of descendants of slow trials (``run_slow``).
         reports: Reports over trials x epochs: above 1 where copies repeat epochs, below 1 where they skip some.
     """
 

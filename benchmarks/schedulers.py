@@ -143,7 +143,7 @@ def main(options: Options) -> None:
 
 
 def drift_row(courses: list[Course]) -> dict[str, float]:
-    """Summarize what became of trials of uneven speed."""
+    """Summarize the outcomes of trials of uneven speed."""
     reports = statistics.fmean(course.reports for course in courses)
     return {**summary([course.found for course in courses], 2), "reports over trials x epochs": round(reports, 2)}
 

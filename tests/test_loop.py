@@ -105,7 +105,7 @@ def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
 
 
 def test_masks_that_storage_refuses_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is retried, and named as an access to storage where it takes long, is the write alone."""
+    """Only the write is retried; drawing is no access to storage that a slow one would be named for."""
     run, notes, refusals = tmp_path / "run", list[str](), iter([OSError("full"), None])
     run.mkdir()
     write_config(run, {})

@@ -24,7 +24,7 @@ from adios_ray.files import remove_drafts
 from adios_ray.run_directory import MASKS, RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.search.opening import Rung, rungs
-from adios_ray.search.pbt import Explore, PopulationBasedTraining
+from adios_ray.search.pbt import PopulationBasedTraining
 from adios_ray.search.population import Population
 from adios_ray.search.scheduler import LiveScheduler
 from adios_ray.search.spaces import SearchSpace
@@ -231,8 +231,9 @@ def make_scheduler(
     """Build the scheduler that the search space names."""
     match space.scheduler:
         case "pbt":
-            explore: Explore = lambda name, donor, random: space.explore(donor.values, random)  # noqa: E731
-            return PopulationBasedTraining(population, admission, space, explore, halvings)
+            return PopulationBasedTraining(
+                population, admission, space, lambda name, donor, random: space.explore(donor.values, random), halvings
+            )
         case "pb2":
             from adios_ray.search.pb2 import PB2  # scikit-learn takes a second to import
 
