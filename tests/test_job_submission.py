@@ -1,5 +1,6 @@
 """The main program as a job on a real head node, with token authentication, metrics endpoint and dashboard API."""
 
+import csv
 import json
 import os
 import secrets
@@ -44,20 +45,21 @@ class Head:
             return 0, ""
 
 
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[Head]:
-    """Start a head node on loopback with token authentication; stop it and delete its files after the test."""
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """Start a head node on loopback with token authentication; stop it and delete its files after the tests."""
     port, dashboard, metrics, agent, client = free_ports(5)
     token, temporary = secrets.token_hex(32), tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": binaries, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    environment["RAY_JOB_STOP_WAIT_TIME_S"] = "30"  # as docs/resuming.md advises
     options = f"--port {port} --dashboard-host 127.0.0.1 --dashboard-port {dashboard} --metrics-export-port {metrics}"
     options += f" --num-cpus 2 --temp-dir {temporary}"
     options += f" --dashboard-agent-listen-port {agent} --ray-client-server-port {client}"
     node = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", token, environment)
     try:
-        with ray_head(options, environment, tmp_path / "head.log") as process:
+        with ray_head(options, environment, tmp_path_factory.mktemp("head") / "head.log") as process:
             wait_until_ready(node, process)
             yield node
     finally:
@@ -96,6 +98,31 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     bundles = [bundle["unit_resources"] for group in groups for bundle in group["bundles"]]
     assert {bundle["CPU"] for bundle in bundles if "CPU" in bundle} == {0.5}, bundles
     assert head.get(f"{head.dashboard}/api/jobs/", None)[0] == 401
+
+
+def test_a_stopped_job_leaves_nothing_running_and_goes_on_when_it_is_submitted_again(
+    head: Head, objects_dir: Path, tmp_path: Path
+) -> None:
+    before = {actor["actor_id"] for actor in listed(head, "actors")}
+    arguments = f"--preset demo --data-dir {objects_dir} --epochs 3 --population 2 --storage {tmp_path} --name again"
+    entrypoint, results = f"python experiments/pbt_in100.py {arguments}", tmp_path / "again" / "results.csv"
+    job = submit(head, entrypoint, tmp_path / "first.log")
+    until(lambda: results.is_file() and "trial_" in results.read_text(), lambda: job.poll() is None)
+    (running,) = (each for each in read(head, "api/jobs/") if each["status"] == "RUNNING")
+    stop = [RAY, "job", "stop", "--address", head.dashboard, running["submission_id"]]
+    subprocess.run(stop, env=head.environment, check=True, capture_output=True)
+    job.wait(TIMEOUT_S)
+    output = (tmp_path / "first.log").read_text()
+    assert f"stopped by SIGTERM; what was reported is kept: resume with --resume {tmp_path}/again\n" in output, output
+    assert "Traceback" not in output and "Stack trace" not in output, output
+    until(lambda: all(actor["state"] == "DEAD" for actor in listed(head, "actors") if actor["actor_id"] not in before))
+    until(lambda: all(group["state"] == "REMOVED" for group in listed(head, "placement_groups")))
+    job = submit(head, entrypoint, tmp_path / "second.log")
+    job.wait(TIMEOUT_S)
+    output = (tmp_path / "second.log").read_text()
+    assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
+    rows = [(row["trial"], int(row["epoch"])) for row in csv.DictReader(results.open())]
+    assert sorted(rows) == [(f"trial_{number:02d}", epoch) for number in range(2) for epoch in (1, 2, 3)]
 
 
 def reported(head: Head, trial: str) -> str | None:

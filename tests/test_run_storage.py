@@ -283,7 +283,7 @@ def test_pruned_checkpoints_disappear_from_the_uri_and_from_the_nodes(
     newest = driver.here(pointers[3].after(pointers[2]))
     state.members["trial_00"] = Member(values={}, number=0, checkpoint=newest)
     state.members["trial_01"] = Member(values={}, number=1, checkpoint=driver.here(pointers[0]))
-    state.remove_unused_checkpoints(driver, ["trial_00"], state.borrowers())
+    state.remove_unused_checkpoints(driver, ["trial_00"], state.lenders())
     left = [f"epoch_{epoch:05d}" for epoch in (4, 3, 1)]  # the newest, what it continued, and what a member has copied
     assert [path.name for path in driver.epochs(RunDirectory(driver.directory).checkpoints / "trial_00")] == left
     assert not Store(pointer_place(nodes, 2)).find()

@@ -15,7 +15,7 @@ from adios_ray.checkpoints import Pointer
 from adios_ray.config import TrialConfig, replaced
 from adios_ray.evaluation.outcomes import Outcomes, decoded
 from adios_ray.run_directory import RunDirectory
-from adios_ray.search.state import Member, Observation, PopulationState, borrows
+from adios_ray.search.state import Member, Observation, PopulationState, lenders
 from adios_ray.tracking.comparison import Difference, Score, compared, extended, score_at
 from adios_ray.tracking.outcomes import read_outcomes, write_outcomes
 from adios_ray.tracking.run import Run
@@ -42,7 +42,7 @@ class Population:
         self._registered: set[str] = set()
         self._unwritten: dict[str, list[str]] = {}
         self._configs: dict[str, tuple[dict[str, Any], TrialConfig]] = {}
-        self._borrowers = state.borrowers()
+        self._lenders = state.lenders()
         self._began, self._seconds_before = time.monotonic(), state.seconds
 
     def __getstate__(self) -> dict[str, Any]:
@@ -219,10 +219,10 @@ class Population:
 
     def _note_borrowing(self, name: str) -> None:
         """Keep up with whose checkpoints a member uses."""
-        if borrows(name, self[name].checkpoint):
-            self._borrowers.add(name)
+        if others := lenders(name, self[name].checkpoint):
+            self._lenders[name] = others
         else:
-            self._borrowers.discard(name)
+            self._lenders.pop(name, None)
 
     def push_checkpoint(self, name: str) -> None:
         """Send the copied checkpoint to the trial's workers.
@@ -257,7 +257,8 @@ class Population:
         if self.run.storage.uri is not None:
             self._copy_to_uri()
         # Only now: until the journal has the new pointers, a resumed driver would look for the old checkpoints.
-        self.state.remove_unused_checkpoints(self.run.storage, names, self._borrowers)
+        borrowers = [other for other, used in self._lenders.items() if not used.isdisjoint(names)]
+        self.state.remove_unused_checkpoints(self.run.storage, names, borrowers)
         with suppress(OSError):  # what is left is removed with a later report
             self.state.remove_old_outcomes(self.run.directory, names)
 

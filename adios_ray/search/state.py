@@ -214,9 +214,10 @@ class PopulationState(BaseModel):
                     if (trial, path.name) not in needed:
                         path.unlink(missing_ok=True)
 
-    def borrowers(self) -> set[str]:
-        """Select the trials that use another trial's checkpoint."""
-        return {name for name, member in self.members.items() if borrows(name, member.checkpoint)}
+    def lenders(self) -> dict[str, set[str]]:
+        """Map the trials that use checkpoints of others to these others."""
+        used = {name: lenders(name, member.checkpoint) for name, member in self.members.items()}
+        return {name: others for name, others in used.items() if others}
 
     def remove_unused_checkpoints(self, storage: RunStorage, trials: Iterable[str], borrowers: Iterable[str]) -> None:
         """Delete the checkpoints of these trials that no member resumes from, nor would if its own were damaged.
@@ -227,7 +228,7 @@ class PopulationState(BaseModel):
         Args:
             storage: Where the checkpoints are.
             trials: The trials; none of them trains, so that no checkpoint is newer than its last report's.
-            borrowers: All trials that use another's checkpoint; to look for them at each report would be slow.
+            borrowers: All other trials that use theirs; to look for them at each report would be slow.
         """
         pointers = [self.members[name].checkpoint for name in {*trials, *borrowers}]
         used = {path for pointer in pointers if pointer for path in pointer.paths}
@@ -239,9 +240,9 @@ class PopulationState(BaseModel):
                     storage.remove(directory)
 
 
-def borrows(name: str, pointer: Pointer | None) -> bool:
-    """Return whether a trial of this name uses another's checkpoint, to resume from or in case its own is damaged."""
-    return pointer is not None and any(trial_of(path) != name for path in pointer.paths)
+def lenders(name: str, pointer: Pointer | None) -> set[str]:
+    """Select the other trials whose checkpoints a trial uses, to resume from or in case its own is damaged."""
+    return {trial_of(path) for path in pointer.paths} - {name} if pointer else set()
 
 
 def _with_pointers(members: Mapping[str, Member], move: Callable[[Path], Path]) -> dict[str, Member]:
