@@ -24,11 +24,17 @@ WRONG_KIND = (FileExistsError, IsADirectoryError, NotADirectoryError)
 LASTING = (*WRONG_KIND, FileNotFoundError, PermissionError)
 """Errors after which an input or output is given up: besides, what does not exist, and access that is denied."""
 
+ACCESS = "an access to storage"
+"""Names an action that is retried, in what is said about it."""
+
 Result = TypeVar("Result")
 
 
 def retry(
-    action: Callable[[], Result], say: Callable[[str], None], lasting: tuple[type[OSError], ...] = WRONG_KIND
+    action: Callable[[], Result],
+    say: Callable[[str], None],
+    lasting: tuple[type[OSError], ...] = WRONG_KIND,
+    name: str = ACCESS,
 ) -> Result:
     """Retry an access to storage for up to five minutes while storage fails.
 
@@ -37,6 +43,7 @@ def retry(
         say: Prints a line once when storage first fails or the access has taken 20 s, in the second case from another
             thread, and once when it has succeeded then.
         lasting: Errors after which trying again is in vain.
+        name: What is said to take long; for an action that does more than access storage.
 
     Returns:
         What ``action`` returns.
@@ -45,27 +52,30 @@ def retry(
         StorageError: If storage fails for longer than five minutes.
         OSError: Immediately, if it is a lasting one, such as a directory in the way of a file.
     """
-    began, told = time.monotonic(), Lock()
+    began, told, last = time.monotonic(), Lock(), list[str]()
 
-    def tell(text: str) -> None:
+    def tell(text: str, end: str) -> None:
         if told.acquire(blocking=False):  # once, from two threads
+            last.append(end)
             say(text)
 
     # It may be a long transfer, and no fault of storage.
-    slow = Timer(ANSWER_S, tell, [f"an access to storage has taken {ANSWER_S:.0f} s so far; waiting for it"])
+    slow = Timer(ANSWER_S, tell, [f"{name} has taken {ANSWER_S:.0f} s so far; waiting for it", f"{name} took"])
     slow.daemon = True
     slow.start()
     try:
         result = _repeat(action, tell, lasting)
     finally:
         slow.cancel()
-    if told.locked():
-        say(f"storage has answered after {time.monotonic() - began:.0f} s")
+    for end in last:
+        say(f"{end} {time.monotonic() - began:.0f} s")
     return result
 
 
-def _repeat(action: Callable[[], Result], tell: Callable[[str], None], lasting: tuple[type[OSError], ...]) -> Result:
-    """Repeat an access as ``retry`` does, which tells when storage has answered."""
+def _repeat(
+    action: Callable[[], Result], tell: Callable[[str, str], None], lasting: tuple[type[OSError], ...]
+) -> Result:
+    """Repeat an access as ``retry`` does, which tells how long it took."""
     failed_at: float | None = None
     while True:
         try:
@@ -76,7 +86,8 @@ def _repeat(action: Callable[[], Result], tell: Callable[[str], None], lasting: 
         except OSError as error:
             if failed_at is None:  # the action itself may take long
                 failed_at = time.monotonic()
-                tell(f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s")
+                refused = f"storage refuses ({error}); retrying for up to {TIMEOUT_S:.0f} s"
+                tell(refused, "storage has answered after")
             if time.monotonic() - failed_at > TIMEOUT_S:
                 raise StorageError(
                     f"storage has failed for {TIMEOUT_S:.0f} s ({error}): fix it, then run the command again, a "
@@ -119,7 +130,7 @@ def in_thread(action: Callable[[], Result]) -> Future[Result]:
     return answer
 
 
-def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None]) -> Result:
+def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str], None], name: str = ACCESS) -> Result:
     """Retry a write as ``retry`` does; an attempt fails where the run's own files are missing."""
 
     def attempt() -> Result:
@@ -128,4 +139,4 @@ def retry_in_run(run_dir: Path, action: Callable[[], Result], say: Callable[[str
         RunDirectory(run_dir).config.stat()
         return action()
 
-    return retry(attempt, say)
+    return retry(attempt, say, name=name)

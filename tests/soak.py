@@ -15,14 +15,14 @@ the run is resumed; ``stranger``, a node that does not see the storage (needs pe
 that the run is refused, and resumed without that node; ``newcomer``, such a node joins after a node was lost, until
 another one joins; ``grow``, the run has a cluster of its own whose autoscaler, of both versions in turn, has started no
 node yet; every second run is interrupted, and resumed when no node is left again; ``beside``, another population is
-trained on the same cluster, which holds one; ``silence``, a URI takes requests and does not answer for half a minute,
-in every second run until the driver is interrupted. Ends: ``interrupt`` and ``terminate``, the driver gets Ctrl-C or
-SIGTERM, and the run is resumed; ``second``, another driver of the same run is refused; ``moved``, the driver is killed,
-and the run is resumed in another place. The round then waits for the end and checks that all trials are at their last
-epoch, that every report exists once, that lineage and numbers equal those of an undisturbed training in one process bit
-for bit (except after ``checkpoint``, where a trial steps back), that no process, placement group or temporary file is
-left, and that another job's detached actor and placement group are as they were. Prints a table, and one line for each
-failed round; the exit status is 1 if there was any.
+trained on the same cluster, which holds one, and trains nothing for half a minute; ``silence``, a URI takes requests
+and does not answer for half a minute, in every second run until the driver is interrupted. Ends: ``interrupt`` and
+``terminate``, the driver gets Ctrl-C or SIGTERM, and the run is resumed; ``second``, another driver of the same run is
+refused; ``moved``, the driver is killed, and the run is resumed in another place. The round then waits for the end and
+checks that all trials are at their last epoch, that every report exists once, that lineage and numbers equal those of
+an undisturbed training in one process bit for bit (except after ``checkpoint``, where a trial steps back), that no
+process, placement group or temporary file is left, and that another job's detached actor and placement group are as
+they were. Prints a table, and one line for each failed round; the exit status is 1 if there was any.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ ON_S3 = (*KILLS, "storage", "silence", *SIGNALS)
 """Disturbances of a run at a URI; silence is of no other run."""
 CHANGING = ("checkpoints", "masks", "outcomes", "report.html")
 """Files that a running driver may remove or replace while its run is copied."""
-DISK_BYTES, AWAY_S, SILENT_S, ENDED_S = 2**26, 10.0, 30.0, 25.0
+DISK_BYTES, AWAY_S, SILENT_S, ENDED_S, HELD_S = 2**26, 10.0, 30.0, 25.0, 30.0
 HEAD = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": False}
 SERVICES = ("Foreign", "IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor", "TrainStateActor")
 """Title prefixes of processes that Ray keeps while a cluster runs."""
@@ -318,6 +318,18 @@ def strangers() -> list[str]:
     return [title for title in titles().values() if not title.startswith(tuple(f"ray::{name}" for name in SERVICES))]
 
 
+@contextmanager
+def suspended(these: list[psutil.Process]) -> Iterator[None]:
+    """Suspend processes for a while."""
+    for process in these:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in these:
+            process.resume()
+
+
 def wait_for(reached: Callable[[], bool], otherwise: str) -> None:
     """Wait until something is reached."""
     deadline = time.monotonic() + TIMEOUT_S
@@ -444,7 +456,11 @@ def beside(stage: Stage, name: str, expected: Outcome, rng: random.Random) -> tu
         for own in names:
             started.append(stage.start(own))
             stack.callback(started[-1][0].kill)
-            time.sleep(rng.uniform(0, 8))  # so short that one waits long enough to say so
+            time.sleep(rng.uniform(0, 4))
+        wait_for(lambda: bool(processes("worker")), "no worker was started")
+        # Else, on a fast machine, all would have trained before one run has waited long enough to say so.
+        with suspended(processes("worker")):
+            time.sleep(HELD_S)
         places = [place_of(storage, driver, 0) for driver, storage in started]
         for driver, _ in started:
             driver.wait(timeout=TIMEOUT_S)

@@ -56,7 +56,16 @@ def test_an_access_that_takes_long_is_named_without_blame(monkeypatch: pytest.Mo
     said = queue.SimpleQueue[str]()
     line = retry(lambda: said.get(timeout=TIMEOUT_S), said.put)  # the access ends once something is said
     assert line == "an access to storage has taken 0 s so far; waiting for it"
-    assert said.get_nowait().startswith("storage has answered after") and said.empty()
+    assert said.get_nowait() == "an access to storage took 0 s" and said.empty()
+
+
+def test_an_action_that_does_more_than_access_storage_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(retrying, "ANSWER_S", 0.05)
+    said = queue.SimpleQueue[str]()
+    RunDirectory(tmp_path).config.touch()
+    line = retry_in_run(tmp_path, lambda: said.get(timeout=TIMEOUT_S), said.put, "drawing the report")
+    assert line == "drawing the report has taken 0 s so far; waiting for it"
+    assert said.get_nowait() == "drawing the report took 0 s" and said.empty()
 
 
 def test_it_says_nothing_where_nothing_is_wrong() -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from adios_ray.config import TrialConfig
 from adios_ray.console import say
 from adios_ray.errors import ClaimError, StorageError
-from adios_ray.retry import BRIEF_S, Result, promptly, retry, retry_in_run
+from adios_ray.retry import ACCESS, BRIEF_S, Result, promptly, retry, retry_in_run
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
 from adios_ray.tracking.decisions import Drop, Exploit, Refusal, append_decision
@@ -81,8 +81,12 @@ class Run(AbstractContextManager["Run"]):
         """Close the view and end the refreshing of the report."""
         self._open.close()
 
-    def write(self, action: Callable[[], object]) -> None:
+    def write(self, action: Callable[[], object], name: str = ACCESS) -> None:
         """Write into the run directory as ``retry_in_run`` does, as long as the run is this driver's.
+
+        Args:
+            action: The write; it must be safe to repeat.
+            name: What is said to take long.
 
         Raises:
             ClaimError: If another driver has taken the run over; nothing is written then.
@@ -94,7 +98,7 @@ class Run(AbstractContextManager["Run"]):
             self._check_claim()
             action()
 
-        retry_in_run(self.directory, attempt, partial(self.note, kind="wait"))
+        retry_in_run(self.directory, attempt, partial(self.note, kind="wait"), name)
 
     def read(self, action: Callable[[], Result]) -> Result:
         """Read from the run directory as ``retry_in_run`` does; what is missing while storage is away is waited for.
@@ -121,7 +125,7 @@ class Run(AbstractContextManager["Run"]):
         from adios_ray.tracking.report.page import write_report
 
         try:
-            self.write(lambda: write_report(self.directory, self.storage.uri, summary))
+            self.write(lambda: write_report(self.directory, self.storage.uri, summary), "drawing the report")
         except (ClaimError, StorageError):
             raise
         except Exception as error:
