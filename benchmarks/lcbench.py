@@ -175,11 +175,12 @@ def search(file: Path, name: str, task: str, directory: Path, seed: int) -> Sear
 
     stops = list[bool]()
 
+    def sample(trial: str) -> dict[str, Any]:
+        return space.sample(Random(f"{seed}/{trial}"))
+
     def make(members: Population, admission: Admission) -> LiveScheduler:
-        if space.search == "hyperopt":
-            suggest = make_suggest(space, members.config, members.state, 10)
-        else:
-            suggest = lambda trial: space.sample(Random(f"{seed}/{trial}"))  # noqa: E731
+        hyperopt = space.search == "hyperopt"
+        suggest = make_suggest(space, members.config, members.state, 10) if hyperopt else sample
         scheduler = Recorded(members, admission, make_rule(space, EPOCHS), suggest)
         scheduler.stops = stops
         return scheduler

@@ -526,7 +526,7 @@ def test_each_kind_prints_one_object(
     assert len(printed["data_sha256"]) == 64 and len(printed["weights_sha256"]) == 1 and printed["seconds"] > 0
 
 
-KEPT = "the features of finished splits are kept: run the same command again"
+KEPT = "the features of finished splits are kept: run the same command again to resume"
 
 
 @pytest.mark.parametrize(

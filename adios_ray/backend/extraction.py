@@ -63,7 +63,7 @@ def _result(task: "ray.ObjectRef[Tensor]") -> Tensor:
         # Not the fault's own advice, which names options of a training.
         reason = "a node was low on memory" if isinstance(cause, OutOfMemoryError) else fault_of(cause).reason
         raise RunError(
-            f"the cluster could not extract features ({reason}); those of finished splits are kept: {AGAIN}"
+            f"the cluster could not extract features ({reason}); the features of finished splits are kept: {AGAIN}"
         ) from error
     return found
 

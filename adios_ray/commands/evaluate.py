@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import tyro
 
 from adios_ray.config import LINEAR_RATES, TRANSFER_RATES, CentralView, Count, Positive, Rates, Seed
-from adios_ray.errors import EvaluationError, UsageError, resumable
+from adios_ray.errors import AGAIN, EvaluationError, UsageError, resumable
 from adios_ray.store import Location, local_path, split_location
 
 if TYPE_CHECKING:
@@ -413,7 +413,7 @@ class Evaluate:
             results = []
             for path, own in zip(self.checkpoint, weights, strict=True):
                 given = self.split, self.view, self.seed, map_parts, _progress(console)
-                kept = resumable("the features of finished splits are kept: run the same command again")
+                kept = resumable(f"the features of finished splits are kept: {AGAIN}")
                 with kept, opened(build_subject(own, dataset, *given)) as subject:
                     if isinstance(self.kind, All):
                         results.append(self.kind.evaluate(subject, self.averaged))
