@@ -20,6 +20,8 @@ import pytest
 from ray_head import RAY, free_ports, ray_head
 from waiting import TIMEOUT_S, until
 
+from adios_ray.tracking.metrics import GAUGES
+
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +87,7 @@ def test_a_submitted_job_is_visible_while_it_runs_and_succeeds(head: Head, objec
     output = (tmp_path / "job.log").read_text()
     assert job.returncode == 0 and "succeeded" in output and "Report: " in output, output
     searched = ("masking_sparsity_weight", "optimizer_encoder_lr", "optimizer_occlusion_lr", "masking_slots")
-    for name in ("fitness", *searched, "images_per_s"):
+    for name in (*GAUGES, *searched):
         assert f"ray_adios_{name}{{" in metrics
     (run_dir,) = tmp_path.glob("*/population.json")
     names = {f"{run_dir.parent.name}/trial_{number:02d}" for number in range(2)}
