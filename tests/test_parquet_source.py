@@ -309,11 +309,27 @@ def test_files_must_agree(tmp_path: Path) -> None:
         source(tmp_path / "b")
     plain_file(tmp_path / "c/test.parquet", {"image": [picture(0)], "label": ["y"]})
     plain_file(tmp_path / "c/train.parquet", {"image": [picture(0)], "label": ["x"]})
-    with pytest.raises(DatasetError, match="class names of .*c differ: test has y, which train has not"):
+    with pytest.raises(DatasetError, match="c: test has no images of x; train has no images of y: add some"):
         source(tmp_path / "c")
     hub_file(tmp_path / "d/train.parquet", [0, 3])
     with pytest.raises(DatasetError, match="d names 3 classes, but has the labels 3"):
         source(tmp_path / "d")
+
+
+@pytest.mark.parametrize("names", [CLASSES, ()])
+def test_splits_have_the_classes_of_train(tmp_path: Path, names: Sequence[str]) -> None:
+    """By the labels, whatever the metadata name; a test split without labels does not count."""
+    first, second = names[:2] or ("0", "1")
+    hub_file(tmp_path / "train.parquet", [0, 1], names)
+    hub_file(tmp_path / "test.parquet", [-1], names)
+    hub_file(tmp_path / "val.parquet", [1, 1], names)
+    with pytest.raises(DatasetError, match=f"val has no images of {first}: .* with --allow-missing-classes$"):
+        source(tmp_path)
+    read = source(tmp_path, allow_missing_classes=True)
+    assert read.classes == (names or ("0", "1")) and labels_of(read, "val") == [1, 1]
+    hub_file(tmp_path / "train.parquet", [0, 0], names)
+    with pytest.raises(DatasetError, match=f"train has no images of {second}: add some, or remove the class$"):
+        source(tmp_path, allow_missing_classes=True)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

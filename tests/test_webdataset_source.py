@@ -150,7 +150,11 @@ def test_images_without_any_label_share_one_class(tmp_path: Path) -> None:
 def test_splits_that_differ(tmp_path: Path, shards: Path) -> None:
     write_tar(tmp_path / "a/train.tar", {"1.jpg": picture(0), "1.cls": "ant"})
     write_tar(tmp_path / "a/test/0.tar", {"1.jpg": picture(0), "1.cls": "bee"})
-    with pytest.raises(DatasetError, match="differ: test has bee, which train has not"):
+    with pytest.raises(DatasetError, match="a: test has no images of ant; train has no images of bee: add some"):
+        source(tmp_path / "a")
+    write_tar(tmp_path / "a/train.tar", {f"{name}.{end}": name for name in ("ant", "bee") for end in ("jpg", "cls")})
+    assert source(tmp_path / "a", allow_missing_classes=True).classes == ("ant", "bee")
+    with pytest.raises(DatasetError, match="a: test has no images of ant: .* with --allow-missing-classes$"):
         source(tmp_path / "a")
     write_tar(tmp_path / "b/train.tar", {"1.jpg": picture(0), "1.cls": "ant", "2.jpg": picture(0), "2.cls": "7"})
     with pytest.raises(DatasetError, match=r"b mix numbers \(7\) and names \(ant\)"):

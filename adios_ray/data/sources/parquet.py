@@ -140,7 +140,12 @@ class _File(NamedTuple):
     links: dict[str, str]
 
 
-def source(root: Location, image_column: str | None = None, label_column: str | None = None) -> ParquetImages:
+def source(
+    root: Location,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    allow_missing_classes: bool = False,
+) -> ParquetImages:
     """List images in Parquet files below a directory or URI; only footers and labels are read now.
 
     Files are assigned to splits by name: train, val (validation, valid, dev), test or unlabeled, in the file's name or
@@ -152,6 +157,7 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
         root: Directory, file or URI.
         image_column: Column of the encoded images: binary, or a struct of bytes and path. None takes the only one.
         label_column: Column of the labels. None takes the class label of the metadata, or the column with a usual name.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Raises:
         DatasetError: If a file is damaged, the columns cannot be used or differ between files, or splits differ in
@@ -165,7 +171,7 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     for name, split in found.files.items():
         labels.setdefault(split, set()).update(label for label in files[name].labels or () if _is_label(label))
     labels.pop(UNLABELED, None)
-    classes, named = class_names(labels, columns.names, str(found.store))
+    classes, named = class_names(labels, columns.names, str(found.store), allow_missing_classes)
     links = {f"{name}#{row}": linked for name, file in files.items() for row, linked in file.links.items()}
     passed_over = found.passed_over({*links.values()})
     items: dict[str, list[str]] = {}

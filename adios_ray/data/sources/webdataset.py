@@ -65,7 +65,7 @@ class _Shard(NamedTuple):
     fields: set[str]
 
 
-def source(root: Location) -> TarImages:
+def source(root: Location, allow_missing_classes: bool = False) -> TarImages:
     """List images in tar files below a directory or URI, whose headers and labels are read now.
 
     Members are grouped by key, which is everything up to the first dot of the base name, folders included. A sample is
@@ -73,6 +73,10 @@ def source(root: Location) -> TarImages:
     assigned to splits by name, as those of the Parquet source are. ``classes.txt`` or ``classnames.txt`` beside the tar
     files names the numbers; otherwise digits do. Images without a label are passed over if others have one, except in
     the unlabeled split; if none has, they share the one class "unlabeled".
+
+    Args:
+        root: Directory, file or URI.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Raises:
         DatasetError: If a file is damaged or compressed, or splits differ in their classes.
@@ -84,7 +88,7 @@ def source(root: Location) -> TarImages:
         labels.setdefault(split, set()).update(label for _, label in shards[name].images if label is not None)
     labels.pop(UNLABELED, None)
     lists = _lists(found)
-    classes, named = class_names(labels, _common(lists, found.store), str(found.store))
+    classes, named = class_names(labels, _common(lists, found.store), str(found.store), allow_missing_classes)
     items, passed_over = _items(found, shards, named)
     if not items:
         reasons = passed_over.text() or "the files are empty"
