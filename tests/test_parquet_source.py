@@ -149,12 +149,13 @@ def test_columns_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--label-column are for --dataset parquet, not for folder" in capsys.readouterr().err
 
 
-def test_images_named_by_their_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("statistics", [True, False, ["image.path"]])
+def test_images_named_by_their_path(tmp_path: Path, statistics: bool | list[str]) -> None:
     paths = ["images/0.png", "images/gone.png", "../../etc/x.png", None]
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
     table = pa.table({"image": [{"bytes": None, "path": path} for path in paths]}, schema)
     (tmp_path / "meta/images").mkdir(parents=True)
-    pq.write_table(table, tmp_path / "meta/train.parquet")
+    pq.write_table(table, tmp_path / "meta/train.parquet", write_statistics=statistics)
     (tmp_path / "meta/images/0.png").write_bytes(picture(0))
     read = source(tmp_path)
     assert not read.passed_over and read.files().keys() == {

@@ -230,16 +230,17 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
 
 
 def _links(file: pq.ParquetFile, name: str, column: str) -> dict[str, str]:
-    """Find the rows that may name the file of their image: those of row groups of which not all hold theirs.
+    """Find the rows that may name the file of their image: those of row groups of which not all are known to hold theirs.
 
-    By the footer, so that no images are read: where only some rows of a group lack theirs, the names of all count.
+    By the footer, so that no images are read: where only some rows of a group lack theirs, or the footer does not tell,
+    the names of all count.
     """
     links: dict[str, str] = {}
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         parts = {part.path_in_schema: part for part in map(group.column, range(group.num_columns))}
         held = parts.get(f"{column}.bytes")
-        if f"{column}.path" not in parts or held is None or not (held.statistics and held.statistics.null_count):
+        if f"{column}.path" not in parts or held is None or (held.statistics and held.statistics.null_count == 0):
             continue
         values = file.read_row_group(number, columns=[f"{column}.path"]).column(0).to_pylist()
         for row, value in enumerate(values):
