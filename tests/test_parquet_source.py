@@ -117,6 +117,7 @@ def test_each_shard_reads_few_row_groups(hub: Path, monkeypatch: pytest.MonkeyPa
         ({"label": [10, 9, 10, 2]}, ("2", "9", "10"), [2, 1, 2, 0]),
         ({"Target": pa.array([1, 0, 1, 0], pa.uint8())}, ("0", "1"), [1, 0, 1, 0]),
         ({"cls": ["wasp", "ant", "wasp", "bee"]}, ("ant", "bee", "wasp"), [2, 0, 2, 1]),
+        ({"label": [True, False, True, False]}, ("False", "True"), [1, 0, 1, 0]),
         ({"class": pa.array(["b", "a", "b", "a"]).dictionary_encode()}, ("a", "b"), [1, 0, 1, 0]),
         ({"caption": ["a", "b", "c", "d"], "width": [1, 2, 3, 4]}, ("unlabeled",), [0, 0, 0, 0]),
     ],
@@ -223,10 +224,10 @@ def test_metadata_that_name_no_features_are_none(tmp_path: Path, text: str) -> N
 
 
 def test_columns_that_may_be_labels_are_noted(tmp_path: Path) -> None:
-    columns = {"image": [picture(0), picture(1)], "fine_label": [0, 1], "caption": ["x", "y"], "weight": [0.5, 0.5]}
-    plain_file(tmp_path / "a.parquet", columns)
+    columns = {"fine_label": [0, 1], "caption": ["x", "y"], "is_cat": [True, False], "weight": [0.5, 0.5]}
+    plain_file(tmp_path / "a.parquet", {"image": [picture(0), picture(1)], **columns})
     assert source(tmp_path).notes == (
-        "no label column is recognized; for one of fine_label, caption, give --label-column",
+        "no label column is recognized; for one of fine_label, caption, is_cat, give --label-column",
     )
     assert source(tmp_path, label_column="fine_label").notes == ()
 

@@ -111,7 +111,7 @@ class _Columns(NamedTuple):
         image: Column of the images.
         kind: How it stores them.
         label: Column of the labels; None without.
-        label_kind: Whether they are numbers or names.
+        label_kind: Whether they are numbers, booleans or names.
         names: Class names out of the schema's metadata.
     """
 
@@ -150,8 +150,8 @@ def source(
 
     Files are assigned to splits by name: train, val (validation, valid, dev), test or unlabeled, in the file's name or
     a folder's; without such names everything is train. Integer labels are named by the schema's Hugging Face metadata,
-    else by their digits; string labels are class names. Rows without a label are passed over if others have one, except
-    in the unlabeled split. Images without a label column share the one class "unlabeled".
+    else by their digits; booleans and strings are class names. Rows without a label are passed over if others have one,
+    except in the unlabeled split. Images without a label column share the one class "unlabeled".
 
     Args:
         root: Directory, file or URI.
@@ -220,7 +220,7 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
             labels = None
             if columns.label is not None:
                 labels = file.read(columns=[columns.label]).column(0).to_pylist()
-            others = tuple(field.name for field in file.schema_arrow if _is_of_labels(field.type))
+            others = tuple(field.name for field in file.schema_arrow if _kind_of_labels(field.type))
             links = _links(file, name, columns.image)
             return _File(columns, tuple(group.num_rows for group in groups), labels, others, links)
     except DatasetError:
@@ -230,7 +230,7 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
 
 
 def _links(file: pq.ParquetFile, name: str, column: str) -> dict[str, str]:
-    """Find the rows that may name the file of their image: those of row groups of which not all are known to hold theirs.
+    """Find the rows that may name the file of their image: those of row groups in which some may lack theirs.
 
     By the footer, so that no images are read: where only some rows of a group lack theirs, or the footer does not tell,
     the names of all count.
@@ -318,18 +318,19 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _label_kind(path: str, label: str, kind: pa.DataType) -> str:
-    if not _is_of_labels(kind):
-        raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer or one string")
-    return "numbers" if pa.types.is_integer(_value(kind)) else "names"
+    if found := _kind_of_labels(kind):
+        return found
+    raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer, one boolean or one string")
 
 
-def _is_of_labels(kind: pa.DataType) -> bool:
-    is_one = pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
-    return any(check(_value(kind)) for check in is_one)
-
-
-def _value(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _kind_of_labels(kind: pa.DataType) -> str | None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(value):
+        return "numbers"
+    if pa.types.is_boolean(value):
+        return "booleans"
+    is_text = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+    return "names" if any(check(value) for check in is_text) else None
 
 
 def _common_columns(store: Store, files: dict[str, _File]) -> _Columns:
