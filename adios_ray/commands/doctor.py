@@ -89,9 +89,9 @@ class Doctor:
         from adios_ray.experiment.presets import preset_config
         from adios_ray.experiment.trial_checks import check_splits, check_trial
 
-        manifest = None
         if self.data_dir is None:
-            return manifest, False
+            return None, False
+        manifest = None
         try:
             manifest = read_manifest(self.data_dir)
             check_splits(manifest, self.data_dir)

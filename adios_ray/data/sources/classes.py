@@ -1,12 +1,13 @@
 """The classes of a data set, which its splits must share."""
 
 from collections.abc import Mapping, Set
+from pathlib import Path
 
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.errors import DatasetError
 
 
-def check_shared(root: object, found: Mapping[str, Set[str]], allow_missing: bool | None) -> None:
+def check_shared(root: Path | str, found: Mapping[str, Set[str]], allow_missing: bool | None) -> None:
     """Check that each split has all classes.
 
     Args:

@@ -223,7 +223,7 @@ def of_classes(
     Raises:
         DatasetError: If the splits differ in their classes, or an item is of two.
     """
-    check_shared(root, {split: classes.keys() for split, classes in tree.items()}, allow_missing_classes)
+    check_shared(root, {split: by_name.keys() for split, by_name in tree.items()}, allow_missing_classes)
     classes = tuple(sorted({*chain.from_iterable(tree.values())}))
     labels = _labels(root, tree, classes)
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
