@@ -137,6 +137,9 @@ def test_a_copy_that_has_lost_files_is_completed(remote: Path, fetched: Counter[
         lose(copy / "val-00000.arrow")
         assert verify(URI) == expected
     assert fetched == {entry.file: 1 for entry in expected.entries} | {"val-00000.arrow": 3}
+    (copy / "val-00000.arrow").write_bytes(bytes((copy / "val-00000.arrow").stat().st_size))
+    with pytest.raises(DatasetError, match=rf"val-00000.arrow does not have .* Remove {copy}, the copy"):
+        verify(URI)
 
 
 def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:

@@ -277,10 +277,11 @@ def verify(
     Raises:
         DatasetError: If anything differs; the message names all damaged files.
     """
-    store = Store(location)
+    store, cure = Store(location), MAKE_AGAIN
     if store.local is None and not there:
         directory, manifest = _on_this_machine(location)
         store = Store(directory)
+        cure = f"Remove {directory}, the copy on this machine; adios-ray verify {location} checks the original"
     else:
         manifest = parse_manifest(store, manifest_bytes(store))
     damaged: list[str] = []
@@ -291,7 +292,7 @@ def verify(
         if on_shard is not None:
             on_shard(entry)
     if damaged:
-        raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {MAKE_AGAIN}")
+        raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {cure}")
     return manifest
 
 
