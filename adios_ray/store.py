@@ -207,6 +207,8 @@ class Store:
         prefix = f"{self.root.rstrip('/')}/"
         with _os_errors():
             found = self.files.find(self.root, detail=True)
+        if not self.root:  # that of an archive (zip://::PLACE), whose names begin without a slash
+            found = {f"/{path.removeprefix('/')}": info for path, info in found.items()}
         # Consoles of object stores mark a folder by an object whose name ends in "/".
         below = {path.removeprefix(prefix): info for path, info in found.items() if path.startswith(prefix)}
         states = {name: _state(info) for name, info in below.items() if name and not name.endswith("/")}

@@ -130,6 +130,18 @@ def test_an_interrupted_copy_is_resumed(remote: Path, fetched: Counter[str], mon
     assert fetched == {entry.file: 1 for entry in read_manifest(remote).entries}
 
 
+def test_a_copy_that_has_lost_files_is_completed(remote: Path, fetched: Counter[str]) -> None:
+    """As where a machine removes old files one by one: the manifest may be what is left."""
+    copy, expected = open_shards(URI).directory, read_manifest(remote)
+    for lose in (Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-1])):
+        lose(copy / "val-00000.arrow")
+        assert verify(URI) == expected
+    assert fetched == {entry.file: 1 for entry in expected.entries} | {"val-00000.arrow": 3}
+    (copy / "val-00000.arrow").write_bytes(bytes((copy / "val-00000.arrow").stat().st_size))
+    with pytest.raises(DatasetError, match=rf"val-00000.arrow does not have .* Remove {copy}, the copy"):
+        verify(URI)
+
+
 def test_a_damaged_shard_is_refused_by_name(remote: Path, cache: Path) -> None:
     content = bytearray((remote / "val-00000.arrow").read_bytes())
     content[5000] ^= 1

@@ -87,12 +87,10 @@ def options(**given: object) -> list[str]:
             )
             for option in ({"max_pixels": 9}, {"stretch": "file"})
         ),
-        *(
-            (
-                {"dataset": "cifar10", **option},
-                "--layout and --allow-missing-classes are for --dataset folder, not for cifar10",
-            )
-            for option in ({"layout": "flat"}, {"allow_missing_classes": True})
+        ({"dataset": "parquet", "layout": "flat"}, "--layout is for --dataset folder, not for parquet"),
+        (
+            {"dataset": "cifar10", "allow_missing_classes": True},
+            "--allow-missing-classes is for --dataset folder, parquet, webdataset, not for cifar10",
         ),
     ],
 )

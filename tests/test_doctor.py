@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import small_config
+from small import COUNTS, make_objects, small_config
 from torch import nn
 
 from adios_ray.cli import main
@@ -88,6 +88,29 @@ def test_what_a_preset_needs_follows_from_a_measured_step(
         *said,
     ]
     assert captured.err == ("error: 2 problems, marked with ! above\n" if problems else "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "problem"),
+    [
+        ({"train": 20}, [], "has no 'val' split (it has train); prepare it with one"),
+        (COUNTS, ["--preset", "in100s"], "batch_size 128 is more than the 96 training images"),
+    ],
+)
+@pytest.mark.usefixtures("machine")
+def test_data_that_a_run_would_refuse_are_a_problem(
+    counts: dict[str, int],
+    options: list[str],
+    problem: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    step = StepCost(seconds_per_image=0.01, state_bytes=1, memory_bytes=1)
+    monkeypatch.setattr(cost, "measure_step", lambda config, size, device, seconds: step)
+    make_objects(Path("set"), counts=counts)
+    assert main(["doctor", "--data-dir", "set", *options]) == 1
+    marked = [line for line in capsys.readouterr().out.splitlines() if line.startswith("!")]
+    assert len(marked) == 1 and marked[0].startswith("! data: ") and problem in marked[0]
 
 
 @pytest.mark.usefixtures("machine")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -176,6 +177,16 @@ def test_missing_classes_are_named_once_and_may_be_allowed(tmp_path: Path) -> No
 def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     plant(tmp_path, "train/cat/1.png", "train/cat/2.png")
     assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
+
+
+@pytest.mark.parametrize("root", ["", "cat"])
+def test_an_archive_is_read_as_a_uri(tmp_path: Path, root: str) -> None:
+    plant(tmp_path / "set", "cat/1.png", "cat/2.png")
+    archive = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
+    source = folder_source(f"zip://{root}::{archive}")
+    items = [f"{'' if root else 'cat/'}{number}.png" for number in (1, 2)]
+    assert source.listing() == {"train": items} and source.files().keys() == {*items}
+    assert source.load(items[0], 8).image[0, 0].tolist() == [len("cat/1.png"), 0, 0]
 
 
 def test_of_empty_objects_no_byte_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

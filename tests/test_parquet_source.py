@@ -117,6 +117,7 @@ def test_each_shard_reads_few_row_groups(hub: Path, monkeypatch: pytest.MonkeyPa
         ({"label": [10, 9, 10, 2]}, ("2", "9", "10"), [2, 1, 2, 0]),
         ({"Target": pa.array([1, 0, 1, 0], pa.uint8())}, ("0", "1"), [1, 0, 1, 0]),
         ({"cls": ["wasp", "ant", "wasp", "bee"]}, ("ant", "bee", "wasp"), [2, 0, 2, 1]),
+        ({"label": [True, False, True, False]}, ("False", "True"), [1, 0, 1, 0]),
         ({"class": pa.array(["b", "a", "b", "a"]).dictionary_encode()}, ("a", "b"), [1, 0, 1, 0]),
         ({"caption": ["a", "b", "c", "d"], "width": [1, 2, 3, 4]}, ("unlabeled",), [0, 0, 0, 0]),
     ],
@@ -149,12 +150,13 @@ def test_columns_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--label-column are for --dataset parquet, not for folder" in capsys.readouterr().err
 
 
-def test_images_named_by_their_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("statistics", [True, False, ["image.path"]])
+def test_images_named_by_their_path(tmp_path: Path, statistics: bool | list[str]) -> None:
     paths = ["images/0.png", "images/gone.png", "../../etc/x.png", None]
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))])
     table = pa.table({"image": [{"bytes": None, "path": path} for path in paths]}, schema)
     (tmp_path / "meta/images").mkdir(parents=True)
-    pq.write_table(table, tmp_path / "meta/train.parquet")
+    pq.write_table(table, tmp_path / "meta/train.parquet", write_statistics=statistics)
     (tmp_path / "meta/images/0.png").write_bytes(picture(0))
     read = source(tmp_path)
     assert not read.passed_over and read.files().keys() == {
@@ -222,10 +224,10 @@ def test_metadata_that_name_no_features_are_none(tmp_path: Path, text: str) -> N
 
 
 def test_columns_that_may_be_labels_are_noted(tmp_path: Path) -> None:
-    columns = {"image": [picture(0), picture(1)], "fine_label": [0, 1], "caption": ["x", "y"], "weight": [0.5, 0.5]}
-    plain_file(tmp_path / "a.parquet", columns)
+    columns = {"fine_label": [0, 1], "caption": ["x", "y"], "is_cat": [True, False], "weight": [0.5, 0.5]}
+    plain_file(tmp_path / "a.parquet", {"image": [picture(0), picture(1)], **columns})
     assert source(tmp_path).notes == (
-        "no label column is recognized; for one of fine_label, caption, give --label-column",
+        "no label column is recognized; for one of fine_label, caption, is_cat, give --label-column",
     )
     assert source(tmp_path, label_column="fine_label").notes == ()
 
@@ -309,11 +311,27 @@ def test_files_must_agree(tmp_path: Path) -> None:
         source(tmp_path / "b")
     plain_file(tmp_path / "c/test.parquet", {"image": [picture(0)], "label": ["y"]})
     plain_file(tmp_path / "c/train.parquet", {"image": [picture(0)], "label": ["x"]})
-    with pytest.raises(DatasetError, match="class names of .*c differ: test has y, which train has not"):
+    with pytest.raises(DatasetError, match="c: test has no images of x; train has no images of y: add some"):
         source(tmp_path / "c")
     hub_file(tmp_path / "d/train.parquet", [0, 3])
     with pytest.raises(DatasetError, match="d names 3 classes, but has the labels 3"):
         source(tmp_path / "d")
+
+
+@pytest.mark.parametrize("names", [CLASSES, ()])
+def test_splits_have_the_classes_of_train(tmp_path: Path, names: Sequence[str]) -> None:
+    """By the labels, whatever the metadata name; a test split without labels does not count."""
+    first, second = names[:2] or ("0", "1")
+    hub_file(tmp_path / "train.parquet", [0, 1], names)
+    hub_file(tmp_path / "test.parquet", [-1], names)
+    hub_file(tmp_path / "val.parquet", [1, 1], names)
+    with pytest.raises(DatasetError, match=f"val has no images of {first}: .* with --allow-missing-classes$"):
+        source(tmp_path)
+    read = source(tmp_path, allow_missing_classes=True)
+    assert read.classes == (names or ("0", "1")) and labels_of(read, "val") == [1, 1]
+    hub_file(tmp_path / "train.parquet", [0, 0], names)
+    with pytest.raises(DatasetError, match=f"train has no images of {second}: add some, or remove the class$"):
+        source(tmp_path, allow_missing_classes=True)
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,6 +233,12 @@ def test_a_split_has_a_shard(directory: Path) -> None:
         verify(directory)
 
 
+def test_classes_have_different_names(directory: Path) -> None:
+    edit_manifest(directory, classes=["cat", "dog", "cat"])
+    with pytest.raises(DatasetError, match="two classes are called 'cat': give each a name of its own"):
+        verify(directory)
+
+
 def test_a_shard_has_one_split(directory: Path) -> None:
     entries = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
     edit_manifest(directory, splits={"train": entries, "test": entries[:1]})
@@ -313,6 +319,17 @@ def test_labels_that_cannot_be_are_named(tmp_path: Path, classes: int | None, la
     for read in (verify, lambda directory: open_shards(directory).split("train")):
         with pytest.raises(DatasetError, match=rf"train-00002\.arrow {message}"):
             read(tmp_path / "set")
+
+
+def test_rows_of_one_name_are_named(directory: Path) -> None:
+    """Halves of val follow from the names: all images of one name would be in one half."""
+    samples = [("", sample) for _, sample in make_samples(3, 0)]
+    entry = write_shard(Store(directory), "train-00002.arrow", Layout(SIZE, None, False), samples)
+    shards = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
+    edit_manifest(directory, splits={"train": [*shards[:2], entry.model_dump(), shards[3]]})
+    for read in (verify, lambda directory: open_shards(directory).split("train")):
+        with pytest.raises(DatasetError, match=r"train-00002\.arrow has several rows of one source_id"):
+            read(directory)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(0, 9, "height"), (9, 0, "width")])

@@ -147,10 +147,29 @@ def test_images_without_any_label_share_one_class(tmp_path: Path) -> None:
     assert labels_of(source(tmp_path), "train") == [0, 0] and labels_of(source(tmp_path), "unlabeled") == [NO_LABEL]
 
 
+def test_folders_in_tar_files_are_no_classes(tmp_path: Path) -> None:
+    """As where a tree of class folders was packed: its classes would be lost, and its splits mixed."""
+    folders = [f"./{split}/{kind}" for split in ("train", "Val") for kind in ("ant", "bee")]
+    write_tar(tmp_path / "data.tar", {f"{folder}/1.png": picture(0) for folder in folders})
+    with pytest.raises(DatasetError, match="folders Val, train, which may be splits: .*--dataset folder"):
+        source(tmp_path)
+    (tmp_path / "data.tar").rename(tmp_path / "train.tar")
+    assert source(tmp_path).notes == (
+        "no labels: images are in the folders Val/ant, Val/bee, train/ant, train/bee; if these are classes, unpack the "
+        "tar files and take --dataset folder",
+    )
+    write_tar(tmp_path / "train.tar", {f"{folder}/1.{end}": "x" for folder in folders for end in ("png", "cls")})
+    assert source(tmp_path).notes == ()
+
+
 def test_splits_that_differ(tmp_path: Path, shards: Path) -> None:
     write_tar(tmp_path / "a/train.tar", {"1.jpg": picture(0), "1.cls": "ant"})
     write_tar(tmp_path / "a/test/0.tar", {"1.jpg": picture(0), "1.cls": "bee"})
-    with pytest.raises(DatasetError, match="differ: test has bee, which train has not"):
+    with pytest.raises(DatasetError, match="a: test has no images of ant; train has no images of bee: add some"):
+        source(tmp_path / "a")
+    write_tar(tmp_path / "a/train.tar", {f"{name}.{end}": name for name in ("ant", "bee") for end in ("jpg", "cls")})
+    assert source(tmp_path / "a", allow_missing_classes=True).classes == ("ant", "bee")
+    with pytest.raises(DatasetError, match="a: test has no images of ant: .* with --allow-missing-classes$"):
         source(tmp_path / "a")
     write_tar(tmp_path / "b/train.tar", {"1.jpg": picture(0), "1.cls": "ant", "2.jpg": picture(0), "2.cls": "7"})
     with pytest.raises(DatasetError, match=r"b mix numbers \(7\) and names \(ant\)"):

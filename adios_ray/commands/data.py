@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from adios_ray.data.splits import Key
 
 DEFAULT_NUM_IMAGES = 10_000
+OWN_IMAGES = ("folder", "parquet", "webdataset")
+"""Data sets whose classes and splits are the user's."""
 SIZE_MULTIPLE = 16
 SMALLEST_SIZE, LARGEST_SIZE = 32, 4096
 MOST_RENDERED = 10**7
@@ -84,7 +86,7 @@ class Prepare:
     decided by their names if not given."""
 
     allow_missing_classes: bool = False
-    """Folders only: val and test may lack classes that train has."""
+    """Folders, parquet and webdataset only: val and test may lack classes that train has."""
 
     group_by: str | None = None
     """Keep images that belong together, such as frames of a video, in one split when val and test are carved: "folder",
@@ -228,8 +230,11 @@ class Prepare:
             raise UsageError(f"--dataset {self.dataset} cannot be downloaded; it comes from: {entry.origin}")
         if self.fold is not None and self.dataset != "stl10":
             raise UsageError(f"--fold is for --dataset stl10, not for {self.dataset}")
-        if (self.layout or self.allow_missing_classes) and self.dataset != "folder":
-            raise UsageError(f"--layout and --allow-missing-classes are for --dataset folder, not for {self.dataset}")
+        if self.layout and self.dataset != "folder":
+            raise UsageError(f"--layout is for --dataset folder, not for {self.dataset}")
+        if self.allow_missing_classes and self.dataset not in OWN_IMAGES:
+            names = ", ".join(OWN_IMAGES)
+            raise UsageError(f"--allow-missing-classes is for --dataset {names}, not for {self.dataset}")
         if entry.rendered and (self.group_by or self.drop_duplicates or self.check_content):
             raise UsageError(
                 f"--group-by, --drop-duplicates and --check-content are for files, not for --dataset {self.dataset}"

@@ -13,12 +13,13 @@ from pydantic import Field
 
 from adios_ray.config import OBJECTIVES
 from adios_ray.console import counted
-from adios_ray.errors import DatasetError, InputError, MemoryLimitError, RunError, UsageError
+from adios_ray.errors import InputError, MemoryLimitError, RunError, UsageError
 from adios_ray.experiment.config import PresetName
 from adios_ray.places import check_place
 from adios_ray.store import Location, local_path
 
 if TYPE_CHECKING:
+    from adios_ray.data.manifest import Manifest
     from adios_ray.experiment.resources import Node
     from adios_ray.objectives import Objective
 
@@ -76,23 +77,32 @@ class Doctor:
         _print_wandb()
         nodes, unusable = _cluster(device.type == "cuda")
         problems += unusable
-        images, stored = None, None
-        if self.data_dir is not None:
-            from adios_ray.data.manifest import read_manifest
-
-            try:
-                manifest = read_manifest(self.data_dir)
-            except DatasetError as error:
-                print(f"! data: {error}")
-                problems += 1
-            else:
-                images, stored = manifest.training_images or None, manifest.image_size
-                has = "no train split" if images is None else f"{images:,} training images of {stored} pixels"
-                print(f"{'' if images else '! '}data: {self.data_dir}: {has}")
-                problems += images is None
+        manifest, unfit = self._check_data(device.type == "cuda")
+        problems += unfit
         if self.preset is not None:
-            problems += self._check_preset(self.preset, nodes, images, stored)
+            problems += self._check_preset(self.preset, nodes, manifest)
         return problems
+
+    def _check_data(self, on_gpu: bool) -> "tuple[Manifest | None, bool]":
+        """Print whether the data set can be trained on; return its manifest, and whether there is a problem."""
+        from adios_ray.data.manifest import read_manifest
+        from adios_ray.experiment.presets import preset_config
+        from adios_ray.experiment.trial_checks import check_splits, check_trial
+
+        if self.data_dir is None:
+            return None, False
+        manifest = None
+        try:
+            manifest = read_manifest(self.data_dir)
+            check_splits(manifest, self.data_dir)
+            if self.preset is not None:
+                config = preset_config(self.preset)
+                check_trial(config.trial(), manifest, self.data_dir, config.workers_per_trial, on_gpu)
+        except InputError as error:
+            print(f"! data: {error}")
+            return manifest, True
+        print(f"data: {self.data_dir}: {manifest.training_images:,} training images of {manifest.image_size} pixels")
+        return manifest, False
 
     @property
     def _place(self) -> Location:
@@ -120,7 +130,7 @@ class Doctor:
         print(f"storage: {folder} can be written to, {shutil.disk_usage(existing).free / GIB:.3g} GiB are free")
         return False
 
-    def _check_preset(self, preset: str, nodes: "list[Node]", images: int | None, stored: int | None) -> int:
+    def _check_preset(self, preset: str, nodes: "list[Node]", manifest: "Manifest | None") -> int:
         """Measure a step and print what a run of the preset would need."""
         from adios_ray.devices import best_device
         from adios_ray.experiment.feasibility import needs, view_size
@@ -130,7 +140,8 @@ class Doctor:
         from adios_ray.training.cost import measure_step
 
         config, device = preset_config(preset), best_device()
-        size, images = view_size(config, stored), images or TRAINING_IMAGES[preset]
+        size = view_size(config, manifest.image_size if manifest else None)
+        images = (manifest.training_images if manifest else 0) or TRAINING_IMAGES[preset]
         keep_freed_memory()
         try:
             step = measure_step(config.trial(), size, device, SECONDS if self.seconds is None else self.seconds)

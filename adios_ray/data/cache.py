@@ -31,7 +31,7 @@ _COPY = re.compile(r"\.?[0-9a-f]{32}")
 
 
 class RemoteFile(NamedTuple):
-    """One file of a data set: its name, size in bytes, and SHA-256 in hexadecimal."""
+    """One file of a data set: its name, size in bytes, above 0, and SHA-256 in hexadecimal."""
 
     name: str
     bytes: int
@@ -41,7 +41,8 @@ class RemoteFile(NamedTuple):
 def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[RemoteFile]) -> Path:
     """Copy a data set to this machine unless it is cached, and protect the copy while this process lives.
 
-    Concurrent callers wait for the first. An interrupted copy is resumed: files that arrived are kept.
+    Concurrent callers wait for the first. Files that are there in their full size are kept, so that an interrupted copy
+    is resumed, and one that has lost files since is completed.
 
     Args:
         store: Location of the data set.
@@ -59,25 +60,29 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
     cache = cache_folder()
     directory = cache / hashlib.sha256(content).hexdigest()[:32]
     hold(directory)  # before anything is checked, so that no other process evicts the copy in between
+    directory.mkdir(exist_ok=True)
     complete = directory / manifest
-    if not complete.exists():
+    if not complete.exists() or _lacking(directory, files):
         with (cache / "fetching.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not complete.exists():  # another process may have fetched it while this one waited
-                _fetch_all(store, directory, files)
-                atomic_write(complete, content)
+            if lacking := _lacking(directory, files):  # unless another process has fetched them meanwhile
+                _fetch_all(store, directory, lacking)
+            atomic_write(complete, content)
     os.utime(directory)  # eviction goes by the time of last use
     return directory
 
 
+def _lacking(directory: Path, files: Sequence[RemoteFile]) -> list[RemoteFile]:
+    """List the files that are missing in a copy, or not of their size."""
+    return [file for file in files if _size(directory / file.name) != file.bytes]
+
+
 def _fetch_all(store: Store, directory: Path, files: Sequence[RemoteFile]) -> None:
-    directory.mkdir(exist_ok=True)
-    lacking = [file for file in files if not (directory / file.name).exists()]
-    _make_room(directory.parent, sum(file.bytes for file in lacking), store)
+    _make_room(directory.parent, sum(file.bytes for file in files), store)
     with ThreadPoolExecutor(PARALLEL_COPIES) as pool:
-        fetched = pool.map(lambda file: _fetch(store, directory, file), lacking)
+        fetched = pool.map(lambda file: _fetch(store, directory, file), files)
         for _ in track(
-            fetched, f"copying {store}", len(lacking), console=Console(stderr=True), disable=not sys.stderr.isatty()
+            fetched, f"copying {store}", len(files), console=Console(stderr=True), disable=not sys.stderr.isatty()
         ):
             pass
 
@@ -129,7 +134,7 @@ def _free_bytes(cache: Path) -> int:
 
 
 def _size(path: Path) -> int:
-    """Look up the size of a file; 0 where another process has removed it meanwhile."""
+    """Look up the size of a file; 0 where there is none, as where another process has removed it meanwhile."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -133,8 +133,10 @@ class Manifest(Record):
         return translated
 
     @model_validator(mode="after")
-    def _check_files(self) -> "Manifest":
-        """Refuse splits without shards, and a shard of several splits: what is trained on would be evaluated too."""
+    def _check_names(self) -> "Manifest":
+        """Refuse classes of one name, splits without shards, and a shard of two splits, in training and evaluation."""
+        if equal := [name for name, number in Counter(self.classes).items() if number > 1]:
+            raise ValueError(f"two classes are called {equal[0]!r}: give each a name of its own")
         if empty := [split for split, entries in self.splits.items() if not entries]:
             raise ValueError(f"split {empty[0]} has no shards: leave it out")
         counts = Counter(entry.file for entries in self.splits.values() for entry in entries)

@@ -244,6 +244,9 @@ def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest
         return "does not hold the rows or columns of the manifest"
     if empty := [name for name in batch.schema.names if batch[name].null_count]:
         return f"has rows without {', '.join(empty)}"
+    ids = batch["source_id"]
+    if pc.count_distinct(ids).as_py() < len(ids):  # by a hash of these, val is parted into halves
+        return "has several rows of one source_id"
     for name in ("height", "width"):
         if name in batch.schema.names and batch.num_rows and pc.min(batch[name]).as_py() < 1:
             return f"has images without {name}"
@@ -264,7 +267,7 @@ def _labels(batch: pa.RecordBatch) -> npt.NDArray[Any]:
 def verify(
     location: Location, on_shard: Callable[[ShardEntry], None] | None = None, *, there: bool = False
 ) -> Manifest:
-    """Read every shard of a data set and compare it with the manifest: size, checksum, rows, columns and labels.
+    """Read every shard of a data set and compare it with the manifest: size, checksum, rows, columns, labels, ids.
 
     Args:
         location: Directory or URI of the data set; a remote one is copied to this machine first.
@@ -274,10 +277,11 @@ def verify(
     Raises:
         DatasetError: If anything differs; the message names all damaged files.
     """
-    store = Store(location)
+    store, cure = Store(location), MAKE_AGAIN
     if store.local is None and not there:
         directory, manifest = _on_this_machine(location)
         store = Store(directory)
+        cure = f"Remove {directory}, the copy on this machine; adios-ray verify {location} checks the original"
     else:
         manifest = parse_manifest(store, manifest_bytes(store))
     damaged: list[str] = []
@@ -288,7 +292,7 @@ def verify(
         if on_shard is not None:
             on_shard(entry)
     if damaged:
-        raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {MAKE_AGAIN}")
+        raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {cure}")
     return manifest
 
 

@@ -27,10 +27,7 @@ def check_trial(config: TrialConfig, manifest: Manifest, data: str, workers: int
         DatasetError: If a split is missing.
         EvaluationError: If a split is too small for the measure.
     """
-    for split in ("train", *HELD_OUT):
-        if not manifest.splits.get(split):
-            present = ", ".join(sorted(manifest.splits))
-            raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
+    check_splits(manifest, data)
     size = config.image_size or manifest.image_size
     try:
         check_view(config.evaluation.view, size, manifest.image_size)
@@ -50,6 +47,18 @@ def check_trial(config: TrialConfig, manifest: Manifest, data: str, workers: int
         check_recordable(networks, workers)
     for split in HELD_OUT:
         check_measurable(manifest.images(split), networks.features, config.evaluation, f"{data}: {split}")
+
+
+def check_splits(manifest: Manifest, data: str) -> None:
+    """Check that a data set, ``data`` in the message, has the splits that training needs.
+
+    Raises:
+        DatasetError: If one is missing.
+    """
+    for split in ("train", *HELD_OUT):
+        if split not in manifest.splits:
+            present = ", ".join(sorted(manifest.splits))
+            raise DatasetError(f"{data} has no {split!r} split (it has {present}); prepare it with one")
 
 
 def _check_networks(config: TrialConfig, size: int, classes: int) -> Networks:

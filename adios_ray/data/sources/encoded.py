@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Self
 
 from adios_ray.data.decode import DecodeOptions, decode
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED, ListedSource, Sample
+from adios_ray.data.sources.classes import check_shared
 from adios_ray.data.sources.passed_over import first_of
 from adios_ray.data.sources.split_files import SplitFiles
 from adios_ray.errors import DatasetError
@@ -118,7 +119,7 @@ class EncodedImages(ListedSource, ABC):
 
 
 def class_names(
-    found: Mapping[str, Set[Label]], names: tuple[str, ...] | None, root: str
+    found: Mapping[str, Set[Label]], names: tuple[str, ...] | None, root: str, allow_missing_classes: bool = False
 ) -> tuple[tuple[str, ...], dict[Label, str]]:
     """Name the classes.
 
@@ -126,13 +127,14 @@ def class_names(
         found: Labels of each split.
         names: Name of each number, where the data set has such a list.
         root: Where the data set is, for messages.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Returns:
         The class names, and the name of each label. Without ``names`` numbers are named by their digits, in numerical
         order, and names are sorted. Without labels there is the one class "unlabeled".
 
     Raises:
-        DatasetError: If numbers and names are mixed, a label is not in ``names``, or train lacks a class.
+        DatasetError: If numbers and names are mixed, a label is not in ``names``, or a split with labels lacks a class.
     """
     labels = {label for split in found.values() for label in split}
     if not labels:
@@ -140,17 +142,18 @@ def class_names(
     numbers = sorted(label for label in labels if isinstance(label, int))
     texts = sorted(label for label in labels if isinstance(label, str))
     ordered: list[Label] = [*numbers, *texts]
+    named: dict[Label, str]
     if numbers and texts:
         raise DatasetError(f"the labels of {root} mix numbers ({first_of(numbers)}) and names ({first_of(texts)})")
-    if names is not None:
+    if names is None:
+        names = tuple(map(str, ordered))
+        named = dict(zip(ordered, names, strict=True))
+    else:
         if not all(names) or len(set(names)) < len(names):
             raise DatasetError(f"the class names of {root} must be different, and none empty")
-        listed: dict[Label, str] = dict(enumerate(names)) if numbers else {name: name for name in names}
-        if unknown := [label for label in ordered if label not in listed]:
+        named = dict(enumerate(names)) if numbers else {name: name for name in names}
+        if unknown := [label for label in ordered if label not in named]:
             raise DatasetError(f"{root} names {len(names)} classes, but has the labels {first_of(unknown)}")
-        return names, listed
-    for split in sorted(found.keys() - {"train"}) if found.get("train") else ():
-        if unseen := [label for label in ordered if label in found[split] - found["train"]]:
-            raise DatasetError(f"class names of {root} differ: {split} has {first_of(unseen)}, which train has not")
-    named: dict[Label, str] = {label: str(label) for label in ordered}
-    return tuple(named.values()), named
+    labeled = {split: {named[label] for label in own} for split, own in found.items() if own}
+    check_shared(root, labeled, allow_missing_classes)
+    return names, named

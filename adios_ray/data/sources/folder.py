@@ -11,6 +11,7 @@ from typing import Any
 from adios_ray.config import FolderLayout
 from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import NO_LABEL, UNLABELED
+from adios_ray.data.sources.classes import check_shared
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.data.sources.passed_over import PassedOver, first_of
 from adios_ray.data.sources.split_files import SPLIT_NAMES, splits_in
@@ -222,7 +223,8 @@ def of_classes(
     Raises:
         DatasetError: If the splits differ in their classes, or an item is of two.
     """
-    classes = _common_classes(root, tree, allow_missing_classes)
+    check_shared(root, {split: by_name.keys() for split, by_name in tree.items()}, allow_missing_classes)
+    classes = tuple(sorted({*chain.from_iterable(tree.values())}))
     labels = _labels(root, tree, classes)
     splits = {split: sorted(chain.from_iterable(found.values())) for split, found in tree.items()}
     if unlabeled:
@@ -262,24 +264,6 @@ def _labels(root: Path | str, tree: Mapping[str, ByClass], classes: Sequence[str
             of_folder.setdefault(folder_of(item), set()).add(label)
     # By folder where possible: the mapping is sent to every worker, and there may be millions of images.
     return {item if len(of_folder[folder_of(item)]) > 1 else folder_of(item): label for item, label in labels.items()}
-
-
-def _common_classes(root: Path | str, tree: Mapping[str, ByClass], allow_missing: bool | None) -> tuple[str, ...]:
-    """List the names of all classes, sorted.
-
-    Raises:
-        DatasetError: If a split lacks a class that another one has, with each class named once.
-    """
-    known = {name for found in tree.values() for name in found}
-    lacking = {split: sorted(known - found.keys()) for split, found in tree.items() if known - found.keys()}
-    if allow_missing:
-        lacking = {split: names for split, names in lacking.items() if split == "train"}
-    if lacking:
-        missing = "; ".join(f"{split} has no images of {first_of(names)}" for split, names in lacking.items())
-        optional = allow_missing is False and "train" not in lacking
-        otherwise = ", or accept splits without it with --allow-missing-classes" if optional else ""
-        raise DatasetError(f"{root}: {missing}: add some, or remove the class{otherwise}")
-    return tuple(sorted(known))
 
 
 def _merged(folders: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

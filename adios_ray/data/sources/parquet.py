@@ -111,7 +111,7 @@ class _Columns(NamedTuple):
         image: Column of the images.
         kind: How it stores them.
         label: Column of the labels; None without.
-        label_kind: Whether they are numbers or names.
+        label_kind: Whether they are numbers, booleans or names.
         names: Class names out of the schema's metadata.
     """
 
@@ -140,18 +140,24 @@ class _File(NamedTuple):
     links: dict[str, str]
 
 
-def source(root: Location, image_column: str | None = None, label_column: str | None = None) -> ParquetImages:
+def source(
+    root: Location,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    allow_missing_classes: bool = False,
+) -> ParquetImages:
     """List images in Parquet files below a directory or URI; only footers and labels are read now.
 
     Files are assigned to splits by name: train, val (validation, valid, dev), test or unlabeled, in the file's name or
     a folder's; without such names everything is train. Integer labels are named by the schema's Hugging Face metadata,
-    else by their digits; string labels are class names. Rows without a label are passed over if others have one, except
-    in the unlabeled split. Images without a label column share the one class "unlabeled".
+    else by their digits; booleans and strings are class names. Rows without a label are passed over if others have one,
+    except in the unlabeled split. Images without a label column share the one class "unlabeled".
 
     Args:
         root: Directory, file or URI.
         image_column: Column of the encoded images: binary, or a struct of bytes and path. None takes the only one.
         label_column: Column of the labels. None takes the class label of the metadata, or the column with a usual name.
+        allow_missing_classes: Whether val and test may lack classes that train has.
 
     Raises:
         DatasetError: If a file is damaged, the columns cannot be used or differ between files, or splits differ in
@@ -165,7 +171,7 @@ def source(root: Location, image_column: str | None = None, label_column: str | 
     for name, split in found.files.items():
         labels.setdefault(split, set()).update(label for label in files[name].labels or () if _is_label(label))
     labels.pop(UNLABELED, None)
-    classes, named = class_names(labels, columns.names, str(found.store))
+    classes, named = class_names(labels, columns.names, str(found.store), allow_missing_classes)
     links = {f"{name}#{row}": linked for name, file in files.items() for row, linked in file.links.items()}
     passed_over = found.passed_over({*links.values()})
     items: dict[str, list[str]] = {}
@@ -214,7 +220,7 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
             labels = None
             if columns.label is not None:
                 labels = file.read(columns=[columns.label]).column(0).to_pylist()
-            others = tuple(field.name for field in file.schema_arrow if _is_of_labels(field.type))
+            others = tuple(field.name for field in file.schema_arrow if _kind_of_labels(field.type))
             links = _links(file, name, columns.image)
             return _File(columns, tuple(group.num_rows for group in groups), labels, others, links)
     except DatasetError:
@@ -224,16 +230,17 @@ def _read_file(store: Store, name: str, image_column: str | None, label_column: 
 
 
 def _links(file: pq.ParquetFile, name: str, column: str) -> dict[str, str]:
-    """Find the rows that may name the file of their image: those of row groups of which not all hold theirs.
+    """Find the rows that may name the file of their image: those of row groups in which some may lack theirs.
 
-    By the footer, so that no images are read: where only some rows of a group lack theirs, the names of all count.
+    By the footer, so that no images are read: where only some rows of a group lack theirs, or the footer does not tell,
+    the names of all count.
     """
     links: dict[str, str] = {}
     for number in range(file.num_row_groups):
         group = file.metadata.row_group(number)
         parts = {part.path_in_schema: part for part in map(group.column, range(group.num_columns))}
         held = parts.get(f"{column}.bytes")
-        if f"{column}.path" not in parts or held is None or not (held.statistics and held.statistics.null_count):
+        if f"{column}.path" not in parts or held is None or (held.statistics and held.statistics.null_count == 0):
             continue
         values = file.read_row_group(number, columns=[f"{column}.path"]).column(0).to_pylist()
         for row, value in enumerate(values):
@@ -311,18 +318,19 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _label_kind(path: str, label: str, kind: pa.DataType) -> str:
-    if not _is_of_labels(kind):
-        raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer or one string")
-    return "numbers" if pa.types.is_integer(_value(kind)) else "names"
+    if found := _kind_of_labels(kind):
+        return found
+    raise DatasetError(f"column {label} of {path} is {kind}: a label must be one integer, one boolean or one string")
 
 
-def _is_of_labels(kind: pa.DataType) -> bool:
-    is_one = pa.types.is_integer, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
-    return any(check(_value(kind)) for check in is_one)
-
-
-def _value(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _kind_of_labels(kind: pa.DataType) -> str | None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(value):
+        return "numbers"
+    if pa.types.is_boolean(value):
+        return "booleans"
+    is_text = pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view
+    return "names" if any(check(value) for check in is_text) else None
 
 
 def _common_columns(store: Store, files: dict[str, _File]) -> _Columns:

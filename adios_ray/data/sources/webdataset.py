@@ -13,7 +13,8 @@ from adios_ray.data.image_formats import EXTENSIONS
 from adios_ray.data.sources.base import UNLABELED
 from adios_ray.data.sources.encoded import NO_LABEL_REASON, EncodedImages, Label, Place, class_names, opened
 from adios_ray.data.sources.passed_over import PassedOver, first_of
-from adios_ray.data.sources.split_files import SplitFiles, find, read_all
+from adios_ray.data.sources.split_files import SPLIT_NAMES, SplitFiles, find, read_all, splits_in
+from adios_ray.data.splits import folder_of
 from adios_ray.errors import DatasetError
 from adios_ray.store import Location, Store, as_text
 
@@ -65,7 +66,7 @@ class _Shard(NamedTuple):
     fields: set[str]
 
 
-def source(root: Location) -> TarImages:
+def source(root: Location, allow_missing_classes: bool = False) -> TarImages:
     """List images in tar files below a directory or URI, whose headers and labels are read now.
 
     Members are grouped by key, which is everything up to the first dot of the base name, folders included. A sample is
@@ -74,28 +75,62 @@ def source(root: Location) -> TarImages:
     files names the numbers; otherwise digits do. Images without a label are passed over if others have one, except in
     the unlabeled split; if none has, they share the one class "unlabeled".
 
+    Args:
+        root: Directory, file or URI.
+        allow_missing_classes: Whether val and test may lack classes that train has.
+
     Raises:
-        DatasetError: If a file is damaged or compressed, or splits differ in their classes.
+        DatasetError: If a file is damaged or compressed, splits differ in their classes, or folders inside the files
+            may be splits.
     """
     found = find(root, ".tar", beside=NAMES_FILES, compressed=COMPRESSED)
     shards = dict(zip(found.files, read_all(found.files, partial(_scan, found.store)), strict=True))
+    _check_no_splits(found, shards)
     labels: dict[str, set[Label]] = {}
     for name, split in found.files.items():
         labels.setdefault(split, set()).update(label for _, label in shards[name].images if label is not None)
     labels.pop(UNLABELED, None)
     lists = _lists(found)
-    classes, named = class_names(labels, _common(lists, found.store), str(found.store))
+    classes, named = class_names(labels, _common(lists, found.store), str(found.store), allow_missing_classes)
     items, passed_over = _items(found, shards, named)
     if not items:
         reasons = passed_over.text() or "the files are empty"
         raise DatasetError(f"{found.store} has no images that can be used: {reasons}")
-    fields = sorted(set().union(*(shard.fields for shard in shards.values())))
-    usual = " or ".join(_LABEL_FIELDS)
-    silent = named or not fields or {*fields} & {*_LABEL_FIELDS}
-    notes = () if silent else (f"no labels: .json has {first_of(fields)}, but no {usual}",)
+    notes = () if named else tuple(_notes_without_labels(found, shards))
     return TarImages.found_in(
         found, classes=classes, items=items, described_in=tuple(lists), passed_over=passed_over, notes=notes
     )
+
+
+def _check_no_splits(found: SplitFiles, shards: Mapping[str, _Shard]) -> None:
+    """Refuse folders of several splits inside files that say none: their images would be mixed."""
+    if any(map(splits_in, found.files)):
+        return
+    parts = {part for shard in shards.values() for folder in _folders(shard) for part in folder.split("/")}
+    may_be = sorted(part for part in parts if part.casefold() in SPLIT_NAMES)
+    if len({SPLIT_NAMES[part.casefold()] for part in may_be}) > 1:
+        raise DatasetError(
+            f"{found.store} has tar files with the folders {first_of(may_be)}, which may be splits: make a tar file of "
+            "each, named after it, or unpack them and take --dataset folder"
+        )
+
+
+def _folders(shard: _Shard) -> set[str]:
+    """Return the folders of a tar file's images."""
+    return {folder_of(position) for position, _ in shard.images}
+
+
+def _notes_without_labels(found: SplitFiles, shards: Mapping[str, _Shard]) -> Iterator[str]:
+    """Say what may tell the classes of images without labels."""
+    fields = set().union(*(shard.fields for shard in shards.values()))
+    if fields and not fields & {*_LABEL_FIELDS}:
+        yield f"no labels: .json has {first_of(sorted(fields))}, but no {' or '.join(_LABEL_FIELDS)}"
+    folders = set().union(*(_folders(shards[name]) for name, split in found.files.items() if split != UNLABELED))
+    if len(folders) > 1:
+        yield (
+            f"no labels: images are in the folders {first_of(sorted(folders))}; if these are classes, unpack the tar "
+            "files and take --dataset folder"
+        )
 
 
 def _items(
