@@ -540,6 +540,30 @@ def test_data_is_compared_by_its_checksum_or_else_its_path(run_dir: Path) -> Non
     assert not verdict_between([replace(here, dataset="a"), here]).startswith(different)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ({}, {"fitness": "rankme", "neighbors": 200}, "evaluation.fitness knn and rankme"),
+        ({}, {"neighbors": 20, "temperature": 0.07, "interval_epochs": 5}, None),  # the defaults
+        (
+            {"neighbors": 200, "temperature": 9.5},
+            {},
+            "evaluation.neighbors 200 and 20, evaluation.temperature 9.5 and 0.07",
+        ),
+        ({"fitness": "probe", "neighbors": 200}, {"fitness": "probe"}, None),
+        ({"fitness": "probe", "view": "resize-256"}, {"fitness": "probe"}, "evaluation.view resize-256 and square"),
+        ({"fitness": "lidar", "view": "resize-256"}, {"fitness": "lidar"}, None),  # of random views
+    ],
+)
+def test_fitness_on_different_scales_is_not_compared(
+    run_dir: Path, first: dict[str, Any], second: dict[str, Any], differ: str | None
+) -> None:
+    runs = [replace(read_run(run_dir), config={"evaluation": own}) for own in (first, second)]
+    refusal = f"The runs measure fitness differently ({differ}): their numbers cannot be compared."
+    assert (verdict_between(runs) == refusal) == (differ is not None)
+    assert differ or " is ahead of " in verdict_between(runs)
+
+
 def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
     make_run(tmp_path / "made", trials=2, epochs=1)
     summary = make_summary(results.read_results(tmp_path / "made"))
