@@ -7,7 +7,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer
+from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer, prepared_for
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.backgrounds import ORIGINAL
@@ -110,6 +110,7 @@ def evaluate(
     if isinstance(evaluation, Robustness):
         _, *variations = places.items()
         evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
-    with opened(build_subject(load_weights(checkpoint), open_shards(place), view=view, seed=seed)) as subject:
+    subject = build_subject(load_weights(checkpoint), open_shards(place), view=view, seed=seed)
+    with opened(prepared_for(evaluation, subject)) as subject:
         result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}
