@@ -27,8 +27,8 @@ from adios_ray.validation import differences
 def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.device) -> Trainer:
     """Train from the first step to the last, with the values of each stage in turn.
 
-    With the data and the seed of the population's run, the weights are the same bit for bit. Called again after an
-    interruption, it resumes from the newest intact checkpoint.
+    With the data, the seed and the threads of the population's run, the weights are the same bit for bit. Called again
+    after an interruption, it resumes from the newest intact checkpoint.
 
     Args:
         schedule: The stages.
@@ -54,7 +54,12 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
     if view != evaluation.view:
         say(f"evaluates central squares: images stored at {stored} pixels are too small for {evaluation.view}")
         config = replaced(config, {"evaluation.view": view})
-    schedule = Schedule(config=config.model_dump(mode="json"), stages=schedule.stages, images=manifest.checksum)
+    schedule = Schedule(
+        config=config.model_dump(mode="json"),
+        stages=schedule.stages,
+        images=manifest.checksum,
+        threads=torch.get_num_threads(),
+    )
     # Before anything is written or trained.
     first, *later = [replaced(config, stage.values) for stage, _ in schedule.intervals()]
     check_trial(first, manifest, data_dir, gpu=device.type == "cuda")
