@@ -503,7 +503,7 @@ def test_a_transfer_has_the_statistics_of_views_of_its_own_size(
         return SimpleNamespace(accuracy=lambda *_: Accuracy(0.5, 1.0, 0.1, 0.0))
 
     monkeypatch.setattr(transfer, "train_classifier", trained)
-    options = {"mode": "linear", "rates": (0.1,), "image_size": size}
+    options: dict[str, Any] = {"mode": "linear", "rates": (0.1,), "image_size": size}
     adios_ray.evaluate(place, data, "transfer", **options)
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))  # the first result is not found there
     tables_evaluate("transfer", place, {"objects": str(data)}, options, seed=0)
