@@ -39,7 +39,12 @@ def final(output: Path) -> dict[str, Any]:
 
 
 def reports(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "reports.jsonl").read_text().splitlines()]
+    """Read the reports of a replay, whose lines are JSON: without NaN."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    return [json.loads(line, parse_constant=refuse) for line in (output / "reports.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

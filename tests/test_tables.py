@@ -35,7 +35,7 @@ from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell, sources
 from adios_ray.tables.command import Options, _check_cells, _draw_masks, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
-from adios_ray.tables.evaluate import settings_of
+from adios_ray.tables.evaluate import evaluate, settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
 from adios_ray.tables.methods import CHOICES_NOTE, IMAGES_NOTE, VIEW_NOTE, classification
 from adios_ray.tables.render import as_csv, html, markdown
@@ -253,6 +253,14 @@ def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.Monkey
     costs = estimate(table, list(table.cells({"objects": "PLACE"}, 1)), torch.device("cpu"))
     assert [cost.hours for cost in costs] == pytest.approx([2 * 96 * 0.5 / 3600, 20 * 96 * 0.5 / 3600])
     assert [cost.disk_bytes for cost in costs] == [200, 200]
+
+
+@pytest.mark.parametrize("undefined", ["null", "NaN"])  # NaN by earlier versions
+def test_sizes_of_masks_are_those_of_the_last_report(undefined: str, tmp_path: Path) -> None:
+    last = f'{{"mask_mean_min": 0.1, "mask_mean_max": 0.4, "slot_overlap": {undefined}, "load_s": {undefined}}}\n'
+    (tmp_path / "reports.jsonl").write_text('{"epoch": 1}\n' + last)
+    scores = evaluate("slots", tmp_path / "checkpoints" / "epoch_00002", {}, {}, seed=0)
+    assert scores == pytest.approx({"mask_mean_min": 0.1, "mask_mean_max": 0.4, "slot_overlap": math.nan}, nan_ok=True)
 
 
 @pytest.mark.slow

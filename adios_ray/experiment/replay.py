@@ -15,7 +15,7 @@ from adios_ray.devices import precision_note
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.experiment.trial_checks import check_trial
-from adios_ray.files import atomic_write, complete_lines, remove_drafts
+from adios_ray.files import atomic_write, complete_lines, json_line, remove_drafts
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import REPLAY_FILE, REPORTS_FILE, epoch_name, newest_epochs
 from adios_ray.tracking.formatting import label, value_text
@@ -137,7 +137,7 @@ def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measur
     """Append a report, dropping reports of this and later epochs that an interrupted replay left."""
     lines = [line for line in complete_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
     written = {**report.model_dump(exclude={"outcomes"}), "trial": stage.trial, **stage.values}
-    atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
+    atomic_write(path, b"".join(line + b"\n" for line in [*lines, json_line(written).encode()]))
     values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
     fitness = measure.scores_text(report.fitness, report.standard_error, report.accuracy)
     print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)

@@ -1,6 +1,7 @@
 """Evaluation of a cell: the kinds of ``adios-ray evaluate``, and what the training reported of its masks."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from inspect import signature
@@ -104,7 +105,8 @@ def evaluate(
     if kind == SLOTS:
         *_, last = (checkpoint.parents[1] / REPORTS_FILE).read_text().splitlines()
         report = json.loads(last)
-        return {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
+        found = {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
+        return {name: math.nan if value is None else value for name, value in found.items()}
     place, *_ = places.values()
     view, evaluation = _resolved(kind, options)
     if isinstance(evaluation, Robustness):
