@@ -268,23 +268,25 @@ def _place(value: Any, name: str) -> str:
     return os.fspath(value)
 
 
-def load_encoder(path: str | Path) -> "nn.Module":
+def load_encoder(path: str | Path, *, averaged: bool = False) -> "nn.Module":
     """Load a trained encoder, for use without the rest of this package.
 
     Args:
         path: A weights file, a checkpoint directory of a run, or an exported encoder with its JSON beside it.
+        averaged: Whether to take the averaged weights (``evaluation.average_weights``), not those of the last step; not
+            of an exported encoder.
 
     Returns:
         A module in evaluation mode from images [B, 3, S, S], normalized with ImageNet's mean and standard deviation, to
         features [B, F].
 
     Raises:
-        ConfigError: If the file is missing or of another kind.
+        ConfigError: If the file is missing or of another kind, or averaged weights are asked for that it does not have.
         CheckpointError: If it is damaged.
     """
     from adios_ray.models import export
 
-    return export.load_encoder(_place(path, "path"))
+    return export.load_encoder(_place(path, "path"), averaged)
 
 
 def load_occlusion_model(path: str | Path) -> "OcclusionModel":

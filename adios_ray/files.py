@@ -1,13 +1,15 @@
 """Atomic writes, and files of lines that survive a crash of the process that appends to them."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adios_ray.errors import ConfigError
 
@@ -106,6 +108,11 @@ def append_line(path: Path, line: str) -> None:
                 end = file.truncate(len(complete_lines(path)))
         file.seek(end)
         file.write(line.encode() + b"\n")
+
+
+def json_line(values: Mapping[str, Any]) -> str:
+    """Write plain values as one line of JSON, which has no word for numbers that are not finite: they become null."""
+    return json.dumps(json.loads(json.dumps(values), parse_constant=lambda _: None))
 
 
 def complete_lines(path: Path) -> bytes:

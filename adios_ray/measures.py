@@ -12,11 +12,13 @@ class Measure(NamedTuple):
         label: Name for people.
         is_share: Whether it is between 0 and 1, by labels: it is displayed in percent, with an accuracy beside it.
         meaning: What its fitness is, for people.
+        settings: Names of the settings of ``evaluation`` that its scale depends on.
     """
 
     label: str
     is_share: bool
     meaning: str
+    settings: tuple[str, ...] = ("view",)
 
     def text(self, value: float, standard_error: float | None = None) -> str:
         """Format a value for people, with its standard error if known; a dash for nan."""
@@ -40,11 +42,16 @@ class Measure(NamedTuple):
 
 
 MEASURES: Mapping[str, Measure] = {
-    "knn": Measure("k-NN", True, "the right class's mean share of the neighbors' votes (multi-label: macro F1)"),
+    "knn": Measure(
+        "k-NN",
+        True,
+        "the right class's mean share of the neighbors' votes (multi-label: macro F1)",
+        ("view", "neighbors", "temperature", "train_images"),
+    ),
     "probe": Measure("probe", True, "the mean probability that the probe gives the right class"),
     "rankme": Measure("RankMe", False, "the effective rank of the features"),
     "alpha-req": Measure("α-ReQ", False, "how near the decay of the features' spectrum is to 1, at most 0"),
-    "lidar": Measure("LiDAR", False, "the effective rank of the features' linear discriminant matrix"),
+    "lidar": Measure("LiDAR", False, "the effective rank of the features' linear discriminant matrix", ()),
 }
 """Measures by the names of the option ``evaluation.fitness``; functions are in ``adios_ray/evaluation/fitness.py``."""
 

@@ -6,7 +6,7 @@
       config.json  space.yaml             the resolved configuration and search space; written first
       token                               random text that no other run has, of whatever name
       initial_weights.safetensors         a copy of the initial weights, if there are any
-      environment.json                    versions and machine at the start
+      environment.json                    versions, machine and threads at the start
       population.json  population.jsonl   the population: a snapshot and the journal of changes since
       driver.json                         the driver's process, while one is alive, or after a takeover (data/claim.py)
       results.csv  lineage.jsonl          a line for each report; for each exploit, refusal, or trial that left

@@ -25,10 +25,13 @@ import torch
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import Count, TrialConfig
 from adios_ray.data.manifest import read_manifest
+from adios_ray.data.shards import open_shards
 from adios_ray.errors import UsageError, exit_status
 from adios_ray.evaluation.extraction import extract_features
 from adios_ray.evaluation.linear import accuracy, logistic_regression
+from adios_ray.evaluation.requirements import check_labels
 from adios_ray.experiment.presets import preset_config
+from adios_ray.experiment.trial_checks import check_trial
 from adios_ray.files import append_line, complete_lines
 from adios_ray.places import check_output_file, require_local
 from adios_ray.store import Location, split_location
@@ -59,7 +62,7 @@ class Options:
     """Options of the comparison."""
 
     data_dir: Location
-    """Data set with train and test splits; a path or a URI."""
+    """Data set with train, val and test splits, whose images have one class each; a path or a URI."""
     output: Location
     """Local file of JSON lines, one per run."""
     recipe: Recipe = "photographs"
@@ -72,12 +75,17 @@ class Options:
     """CPU threads."""
 
 
-def train(options: Options, order: str, seed: int) -> dict[str, Any]:
-    """Train one run and measure its accuracies (percent) and seconds."""
+def configure(options: Options, order: str, seed: int) -> TrialConfig:
+    """Configure one run."""
     values = RECIPES[options.recipe]
     masking = {**values["masking"], "order": order}
     own = {"data_dir": options.data_dir, "epochs": options.epochs, "seed": seed, "masking": masking}
-    trainer = Trainer(parse(TrialConfig, {**values, **own}), torch.device("cpu"))
+    return parse(TrialConfig, {**values, **own})
+
+
+def train(options: Options, order: str, seed: int) -> dict[str, Any]:
+    """Train one run and measure its accuracies (percent) and seconds."""
+    trainer = Trainer(configure(options, order, seed), torch.device("cpu"))
     began = time.perf_counter()
     trainer.train_until(options.epochs * trainer.loader.steps_per_epoch)
     seconds = time.perf_counter() - began
@@ -140,6 +148,10 @@ def main(options: Options) -> None:
     lines = enumerate(complete_lines(output).splitlines(), start=1)
     runs = [parse_json(dict[str, Any], line, f"{output}, line {number}", UsageError) for number, line in lines]
     done = {(*_kind(run), run["seed"]) for run in runs}
+    data = str(options.data_dir)
+    # Orders and seeds differ in nothing that is checked.
+    check_trial(configure(options, ORDERS[0], seed=0), read_manifest(data), data, gpu=False)
+    check_labels(open_shards(data), "linear", ("train", "test"))
     output.parent.mkdir(parents=True, exist_ok=True)
     output.touch()
     # Seeds outside, orders inside: whenever it is interrupted, both orders have about the same number of runs.

@@ -1,8 +1,8 @@
 """Train a single network with the schedule that a population found, also longer or on other data.
 
 A finished run has ``schedule.json``, its best trial's schedule across all its donors. With the run's own data the
-weights are the same bit for bit (on the same machine, with the number of threads that a worker had); with
-``--epochs 800`` each stage begins at the same share of a longer training.
+weights are the same bit for bit (on the same machine); with ``--epochs 800`` each stage begins at the same share of a
+longer training.
 
     python experiments/replay_schedule.py --schedule runs/RUN/schedule.json --output runs/replayed
     python experiments/replay_schedule.py --schedule runs/RUN/schedule.json --output runs/longer --epochs 800 \

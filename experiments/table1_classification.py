@@ -17,6 +17,7 @@ from adios_ray.tables.methods import (
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
+    SMALL_NOTE,
     VIEW_NOTE,
     classification,
     published_backbones,
@@ -56,7 +57,7 @@ def paper() -> Table:
 
 def small() -> Table:
     """Return the table on rendered objects."""
-    notes = ("2,100 rendered objects, a small ResNet: directions, not the paper's numbers.",)
+    notes = (SMALL_NOTE,)
     rows = small_pairs("objects", SMALL_EPOCHS)
     return Table("Classification of rendered objects", rows, classification("objects"), {"objects": OBJECTS}, notes)
 

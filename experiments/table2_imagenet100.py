@@ -20,6 +20,7 @@ from adios_ray.tables.methods import (
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
+    SMALL_NOTE,
     VIEW_NOTE,
     classification,
     published_training,
@@ -62,7 +63,7 @@ def _without_masks(config: TrialConfig) -> TrialConfig:
 
 def small() -> Table:
     """Return the table on rendered objects."""
-    notes = ("2,100 rendered objects, a small ResNet: directions, not the paper's numbers.",)
+    notes = (SMALL_NOTE,)
     rows = small_pairs("objects", SMALL_EPOCHS, "adios-s")
     return Table("ADIOS-s on rendered objects", rows, classification("objects"), {"objects": OBJECTS}, notes)
 

@@ -16,6 +16,7 @@ from adios_ray.tables.methods import (
     OBJECTS,
     PREPARED_DATA,
     SMALL_EPOCHS,
+    SMALL_NOTE,
     VIEW_NOTE,
     published_backbones,
     small_pairs,
@@ -92,7 +93,7 @@ def paper() -> Table:
 
 def small() -> Table:
     """Return the table on rendered objects."""
-    notes = ("2,100 rendered objects, a small ResNet: directions, not the paper's numbers.",)
+    notes = (SMALL_NOTE,)
     rows = small_pairs("objects", SMALL_EPOCHS)
     return Table("Clustering of rendered objects", rows, columns("objects"), {"objects": OBJECTS}, notes)
 

@@ -87,10 +87,7 @@ def small() -> Table:
         replace(column, options={**column.options, "epochs": 10, "batch_size": 64, "rates": (0.01, 0.1)})
         for column in columns
     )
-    notes = (
-        "From 2,100 rendered objects to 700 in front of random backgrounds, 10 epochs: directions, not the paper's "
-        "numbers.",
-    )
+    notes = ("A small ResNet, transfers of 10 epochs: directions, not the paper's numbers.",)
     rows = with_scratch(small_pairs("objects", SMALL_EPOCHS), columns, {})
     return Table("Transfer between rendered objects", rows, columns, {"objects": OBJECTS, "mixed": target}, notes)
 

@@ -11,7 +11,15 @@ import sys
 
 from adios_ray.tables.command import main
 from adios_ray.tables.grid import Column, DataSet, Published, Row, Table
-from adios_ray.tables.methods import IMAGES_NOTE, OBJECTS, PREPARED_DATA, SMALL_EPOCHS, published_pairs, small_pairs
+from adios_ray.tables.methods import (
+    IMAGES_NOTE,
+    OBJECTS,
+    PREPARED_DATA,
+    SMALL_EPOCHS,
+    SMALL_NOTE,
+    published_pairs,
+    small_pairs,
+)
 
 GROUP = "ImageNet100-S"
 VARIATIONS = {
@@ -76,7 +84,7 @@ def small() -> Table:
         for name in VARIATIONS.values()
         if name != "original"
     }
-    notes = ("2,100 rendered objects, a small ResNet: directions, not the paper's numbers.",)
+    notes = (SMALL_NOTE,)
     rows = with_average_gain(small_pairs("objects", SMALL_EPOCHS), {})
     data = {"objects": OBJECTS, **variations}
     return Table("Robustness on rendered objects", rows, columns("objects", tuple(data)), data, notes)

@@ -67,7 +67,7 @@ def small() -> Table:
         rows.append(Row(f"{none}, {EQUAL_TIME_EPOCHS} epochs", {"CIFAR-10": (longer,)}, f"{name}, adios"))
     data = {"CIFAR-10": PREPARED_DATA["CIFAR-10"]}
     notes = (
-        f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not the paper's numbers.",
+        f"A small ResNet, {SMALL_EPOCHS} epochs: directions, not the paper's numbers.",
         f"{EQUAL_TIME_EPOCHS} epochs without masks take as long as {SMALL_EPOCHS} of ADIOS: their gain is over ADIOS.",
     )
     return Table("Masking schemes on CIFAR-10", tuple(rows), classification("CIFAR-10"), data, notes)

@@ -89,7 +89,7 @@ def small() -> Table:
         for scheme, fill in SMALL_MASKS
     )
     data = {"CIFAR-10": PREPARED_DATA["CIFAR-10"]}
-    notes = (f"10,000 images of CIFAR-10, a small ResNet, {SMALL_EPOCHS} epochs: directions, not published numbers.",)
+    notes = (f"A small ResNet, {SMALL_EPOCHS} epochs: directions, not published numbers.",)
     return Table("Masks and fills on CIFAR-10", rows, classification("CIFAR-10"), data, notes)
 
 

@@ -126,6 +126,12 @@ def test_the_mean_is_exported_as_it_was_evaluated(
         expected, found = backbone.eval()(x), load_encoder(output)(x)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert not torch.allclose(found, trainer.networks.backbone.eval()(x), atol=1e-3)
+        assert torch.equal(load_encoder(tmp_path / "checkpoint", averaged=True)(x), expected)
+        assert torch.equal(load_encoder(tmp_path / "checkpoint")(x), trainer.networks.backbone(x))
+    with pytest.raises(
+        ConfigError, match=r"encoder.safetensors has the weights that were exported: leave averaged out"
+    ):
+        load_encoder(output, averaged=True)
     capsys.readouterr()
     inputs = ["--checkpoint", str(tmp_path / "checkpoint"), "--data-dir", str(objects_dir), "--split", "val"]
     accuracies = []

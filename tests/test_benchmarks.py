@@ -21,11 +21,12 @@ from encoded_images import picture
 from made_up_run import make_row
 from objects_curves import RealRun
 from PIL import Image
+from small import make_objects
 from startup import first_step
 from torch import Tensor, nn
 
 from adios_ray.data.shards import open_shards
-from adios_ray.errors import DatasetError, UsageError
+from adios_ray.errors import DatasetError, EvaluationError, UsageError
 from adios_ray.search.state import Observation, PopulationState
 from adios_ray.tracking.decisions import Exploit, append_decision, begin_lineage
 
@@ -102,7 +103,7 @@ def test_a_comparison_of_orders_resumes_behind_a_line_that_was_cut_off(
 ) -> None:
     script = runpy.run_path(str(BENCHMARKS.parent / "experiments" / "compare_orders.py"))
     main, output = script["main"], tmp_path / "deep" / "orders.jsonl"
-    options = partial(script["Options"], objects_dir, seeds=1, threads=torch.get_num_threads())
+    options = partial(script["Options"], objects_dir, recipe="objects", seeds=1, threads=torch.get_num_threads())
     trained = []
 
     def train(options: Any, order: str, seed: int) -> dict[str, Any]:
@@ -113,7 +114,12 @@ def test_a_comparison_of_orders_resumes_behind_a_line_that_was_cut_off(
     monkeypatch.setitem(main.__globals__, "train", train)
     with pytest.raises(DatasetError, match="no data set in"):
         main(replace(options(output), data_dir=tmp_path / "nowhere"))
-    assert not output.parent.exists()
+    with pytest.raises(EvaluationError, match="linear: images of .*scenes have several labels each"):
+        main(replace(options(output), data_dir=make_objects(tmp_path / "scenes", multi_label=True)))
+    without_test = make_objects(tmp_path / "untested", counts={"train": 96, "val": 40})
+    with pytest.raises(DatasetError, match="untested has no 'test' split"):
+        main(replace(options(output), data_dir=without_test))
+    assert not output.parent.exists() and not trained
     main(options(output))
     whole = output.read_bytes()
     output.write_bytes(whole[:-9])

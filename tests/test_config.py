@@ -319,6 +319,7 @@ def test_workers_share_the_cpus_and_take_a_gpu_each(capsys: pytest.CaptureFixtur
     config = ExperimentConfig(population=4)
     assert worker_resources(config, [Node(2, 0)]) == (0.5, 0)
     assert worker_resources(config, [Node(64, 0)]) == (16, 0)
+    assert [worker_resources(config, [Node(cpus, 0)]).threads for cpus in (2, 64)] == [1, 16]
     assert worker_resources(config, [Node(63, 0), Node(1, 0)]) == (15, 0)  # no trial fits into the small node
     assert worker_resources(config, [Node(16, 4)]) == (4, 1)
     assert worker_resources(config, [Node(16, 1)]) == (16, 1)  # the four take turns

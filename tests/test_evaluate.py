@@ -33,20 +33,21 @@ from adios_ray.data.manifest import Manifest
 from adios_ray.data.shards import Dataset, open_shards
 from adios_ray.errors import AGAIN, EvaluationError, RunError
 from adios_ray.evaluation import features as features_module
-from adios_ray.evaluation import kinds, label_free
+from adios_ray.evaluation import kinds, label_free, transfer
 from adios_ray.evaluation.extraction import CROPS_AND_FLIPS, Indices, extract_features
 from adios_ray.evaluation.features import Features, MapParts, features_of
 from adios_ray.evaluation.knn import knn_label_shares
-from adios_ray.evaluation.linear import Sgd, train_rates
+from adios_ray.evaluation.linear import Accuracy, Sgd, train_rates
 from adios_ray.evaluation.requirements import check_labels
 from adios_ray.evaluation.result import EvaluationResult
 from adios_ray.evaluation.robustness import robustness
-from adios_ray.evaluation.statistics import fresh_statistics
+from adios_ray.evaluation.statistics import fresh_statistics, refresh_statistics
 from adios_ray.evaluation.subject import Subject, build_subject, opened
 from adios_ray.evaluation.transfer import TransferConfig
 from adios_ray.local_cache import CACHE_VARIABLE
 from adios_ray.models.networks import Networks
-from adios_ray.models.weights import Weights, save_weights
+from adios_ray.models.weights import Weights, build_networks, save_weights
+from adios_ray.tables.evaluate import evaluate as tables_evaluate
 
 COUNTS = {"train": 96, "val": 40, "test": 140}
 Splits = dict[str, tuple[Tensor, np.ndarray]]
@@ -487,6 +488,30 @@ def test_statistics_of_unmasked_images_are_used_where_the_checkpoint_says_so(dat
         evaluated(alone, kinds.knn)
     with pytest.raises(EvaluationError, match="evaluation.fresh_statistics needs training images"):
         evaluated(alone, kinds.clustering, evaluation={"fresh_statistics": True})
+
+
+@pytest.mark.slow
+def test_a_transfer_has_the_statistics_of_views_of_its_own_size(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, place, size = weights(evaluation={"fresh_statistics": True}), tmp_path / "w.safetensors", 2 * SIZE
+    save_weights(place, own)
+    found: list[dict[str, Tensor]] = []
+
+    def trained(subject: Subject, *_: object) -> SimpleNamespace:
+        found.append({name: tensor.clone() for name, tensor in subject.networks.backbone.state_dict().items()})
+        return SimpleNamespace(accuracy=lambda *_: Accuracy(0.5, 1.0, 0.1, 0.0))
+
+    monkeypatch.setattr(transfer, "train_classifier", trained)
+    options: dict[str, Any] = {"mode": "linear", "rates": (0.1,), "image_size": size}
+    adios_ray.evaluate(place, data, "transfer", **options)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))  # the first result is not found there
+    tables_evaluate("transfer", place, {"objects": str(data)}, options, seed=0)
+    backbone = build_networks(own).backbone
+    refresh_statistics(backbone, open_shards(data).split("train"), size)
+    assert len(found) == 2
+    for statistics in found:
+        torch.testing.assert_close(statistics, dict(backbone.state_dict()))
 
 
 @pytest.fixture

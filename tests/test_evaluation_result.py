@@ -43,6 +43,18 @@ def test_the_mean_over_seeds_has_the_error_of_both() -> None:
     assert mean_over_seeds([make(0.5)]) == make(0.5)
 
 
+def test_a_mean_over_checkpoints_with_different_settings_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    def knn(name: str, neighbors: int) -> EvaluationResult:
+        own = {"origin": name, "neighbors": neighbors, "image_size": 32, "selected_for_top1": {"neighbors": neighbors}}
+        others = {"linear": {"origin": name, "selected_rate": neighbors}} if name == "a" else {}
+        return replace(make(0.5, name), kind="all", configuration={"knn": own, **others, "left_out": {"x": name}})
+
+    mean_over_seeds([knn("a", 20), knn("b", 20)])
+    assert not capsys.readouterr().err
+    mean_over_seeds([knn("a", 20), knn("b", 200)])
+    assert capsys.readouterr().err.startswith("the checkpoints have different settings (neighbors): means and errors")
+
+
 def test_a_gain_over_one_baseline_has_no_error_over_seeds() -> None:
     results = [
         EvaluationResult("robustness", {"no_fg_gain": Score(gain, 0.02)}, {}, {}, (name,), "d", 1.0)

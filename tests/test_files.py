@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import math
 import os
 import resource
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ import torch
 
 from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint, save_checkpoint
 from adios_ray.errors import CheckpointError
-from adios_ray.files import append_line, atomic_path, atomic_write, check_writable, complete_lines, remove_drafts
+from adios_ray.files import (
+    append_line,
+    atomic_path,
+    atomic_write,
+    check_writable,
+    complete_lines,
+    json_line,
+    remove_drafts,
+)
 from adios_ray.tensor_files import pack_nested, unpack_nested
 
 ONE = torch.ones(1)
@@ -31,6 +40,11 @@ def files_end_at(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_line_of_json_has_null_for_numbers_that_are_not_finite() -> None:
+    values = {"a": math.nan, "b": [math.inf, 0.1], "c": {"d": -math.inf, "e": "NaN"}}
+    assert json_line(values) == '{"a": null, "b": [null, 0.1], "c": {"d": null, "e": "NaN"}}'
 
 
 def test_a_refused_file_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:

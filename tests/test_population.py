@@ -124,7 +124,8 @@ def trained_in_one_process(config: ExperimentConfig, run_dir: Path, output: Path
 
 def replayed_alone(run_dir: Path, output: Path, best: str, state: PopulationState) -> None:
     """Assert that the best trial's schedule, trained without a population, ends with the same bits."""
-    assert load_schedule(run_dir / "schedule.json") == schedule_of(run_dir, best, run_dir)
+    schedule = load_schedule(run_dir / "schedule.json")
+    assert schedule == schedule_of(run_dir, best, run_dir) and schedule.threads == 1
     assert main(["replay", "--run", str(run_dir), "--trial", best, "--output", str(output)]) == 0
     pointer = state.members[best].checkpoint
     assert pointer is not None and sorted(path.name for path in (output / "checkpoints").iterdir())[-1] == "epoch_00004"

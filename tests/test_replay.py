@@ -14,8 +14,10 @@ from adios_ray.cli import main
 from adios_ray.config import replaced
 from adios_ray.errors import AGAIN, ConfigError, InputError
 from adios_ray.experiment.replay import replay
-from adios_ray.experiment.schedule import Schedule, Stage
-from adios_ray.run_directory import REPLAY_FILE
+from adios_ray.experiment.schedule import Schedule, Stage, schedule_of
+from adios_ray.run_directory import REPLAY_FILE, RunDirectory
+from adios_ray.search.state import Member, PopulationState
+from adios_ray.tracking.environment import record_environment
 from adios_ray.training.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -37,7 +39,12 @@ def final(output: Path) -> dict[str, Any]:
 
 
 def reports(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "reports.jsonl").read_text().splitlines()]
+    """Read the reports of a replay, whose lines are JSON: without NaN."""
+
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    return [json.loads(line, parse_constant=refuse) for line in (output / "reports.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
@@ -104,6 +111,31 @@ def test_an_interruption_says_how_to_resume(
     assert capsys.readouterr().err == f"interrupted; {AGAIN} from the last report\n"
 
 
+@pytest.mark.parametrize(
+    ("recorded", "options", "expected"),
+    [(3, [], 3), (3, ["--threads", "2"], 2), (9, ["--threads", "5"], 5), (9, [], 4), (None, [], 1)],
+)
+def test_a_replay_has_the_threads_of_the_runs_workers(
+    recorded: int | None, options: list[str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most as many as there are CPUs, here 4, unless they are asked for."""
+    RunDirectory(tmp_path).config.write_text("{}")
+    member = Member(values={}, number=0)
+    PopulationState(members={"a": member}, initial={"a": {}}, next_decision_epoch=1).save(tmp_path)
+    record_environment(tmp_path, recorded)
+    written = schedule_of(tmp_path, "a", tmp_path).model_dump(mode="json")
+    if recorded is None:
+        del written["threads"]  # as earlier versions wrote it
+    (tmp_path / "schedule.json").write_text(json.dumps(written))
+    used: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4))
+    for source in (["--schedule", str(tmp_path / "schedule.json")], ["--run", str(tmp_path), "--trial", "a"]):
+        # It ends before it trains: there is no data set.
+        assert main(["replay", *source, *options, "--output", str(tmp_path / "out")]) == 2
+    assert used == [expected, expected]
+
+
 @pytest.mark.slow
 def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: Path) -> None:
     heads = {"hidden_dim": 16, "output_dim": 8}
@@ -120,7 +152,8 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
     with pytest.raises(ConfigError, match=r"other settings \(stages.1 is .* there and None here\)"):
         replay(fewer, plan.trial(), output, CPU)
     earlier = json.loads((output / REPLAY_FILE).read_text())
-    del earlier["config"]["sync_batch_norm"]  # as a version wrote it that did not have this setting
+    assert earlier.pop("threads") == torch.get_num_threads()
+    del earlier["config"]["sync_batch_norm"]  # as a version wrote it that had neither
     (output / REPLAY_FILE).write_text(json.dumps(earlier))
     replay(plan, plan.trial(), output, CPU)
     assert_identical(final(output), before)

@@ -18,11 +18,17 @@ import torch
 from made_up_run import COPIES, SETTINGS, make_drop, make_exploit, make_row, make_run, make_summary
 from PIL import Image
 from scipy.stats import sem, ttest_ind
+from small import SIZE, small_config
 
 import adios_ray
 from adios_ray.cli import main
 from adios_ray.data.claim import TRAINING, claimed
+from adios_ray.data.loader import central_views
+from adios_ray.data.shards import open_shards
+from adios_ray.evaluation.subject import build_subject
 from adios_ray.measures import MEASURES
+from adios_ray.models.networks import Networks
+from adios_ray.models.weights import Weights
 from adios_ray.places import check_output_file
 from adios_ray.run_directory import REPLAY_FILE, RunDirectory
 from adios_ray.store import Store
@@ -41,6 +47,7 @@ from adios_ray.tracking.report.inspection import (
     Inspection,
     InspectionInfo,
     _classified,
+    _inspect,
     _projected,
 )
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
@@ -540,6 +547,30 @@ def test_data_is_compared_by_its_checksum_or_else_its_path(run_dir: Path) -> Non
     assert not verdict_between([replace(here, dataset="a"), here]).startswith(different)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "differ"),
+    [
+        ({}, {"fitness": "rankme", "neighbors": 200}, "evaluation.fitness knn and rankme"),
+        ({}, {"neighbors": 20, "temperature": 0.07, "interval_epochs": 5}, None),  # the defaults
+        (
+            {"neighbors": 200, "temperature": 9.5},
+            {},
+            "evaluation.neighbors 200 and 20, evaluation.temperature 9.5 and 0.07",
+        ),
+        ({"fitness": "probe", "neighbors": 200}, {"fitness": "probe"}, None),
+        ({"fitness": "probe", "view": "resize-256"}, {"fitness": "probe"}, "evaluation.view resize-256 and square"),
+        ({"fitness": "lidar", "view": "resize-256"}, {"fitness": "lidar"}, None),  # of random views
+    ],
+)
+def test_fitness_on_different_scales_is_not_compared(
+    run_dir: Path, first: dict[str, Any], second: dict[str, Any], differ: str | None
+) -> None:
+    runs = [replace(read_run(run_dir), config={"evaluation": own}) for own in (first, second)]
+    refusal = f"The runs measure fitness differently ({differ}): their numbers cannot be compared."
+    assert (verdict_between(runs) == refusal) == (differ is not None)
+    assert differ or " is ahead of " in verdict_between(runs)
+
+
 def test_runs_of_several_seeds_are_compared_over_seeds(tmp_path: Path) -> None:
     make_run(tmp_path / "made", trials=2, epochs=1)
     summary = make_summary(results.read_results(tmp_path / "made"))
@@ -648,6 +679,26 @@ def inspected(labels: Any, predicted: Any, classes: int, side: int = 4) -> Inspe
         picked_images=np.zeros((0, 4, 4, 3), np.uint8),
         picked_masks=np.zeros((0, 0, 4, 4), np.uint8),
     )
+
+
+@pytest.mark.parametrize("fill", ["zero", "mix"])
+def test_masked_versions_have_the_fill_of_the_training(fill: str, objects_dir: Path) -> None:
+    """Of two images, mix takes the other one."""
+    torch.manual_seed(0)
+    config = small_config(objects_dir, masking={"slots": 3, "width": 8, "fill": fill})
+    tensors = Networks(config, SIZE, 10).state_dict()
+    subject = build_subject(Weights(config, SIZE, 10, "made for a test", tensors), open_shards(objects_dir), "val")
+    found, _ = _inspect(subject, 2)
+    chosen, networks = subject.held_out.spread(2), subject.networks
+    assert networks.occlusion is not None
+    with torch.no_grad():
+        x = central_views(subject.held_out, chosen, SIZE, subject.device, "square")
+        whole, masks = networks.backbone(x), networks.occlusion(x)
+        for slot in range(3):
+            m = masks[:, slot : slot + 1]
+            masked = x * (1 - m) + m * (x.flip(0) if fill == "mix" else 0)
+            harm = 1 - torch.nn.functional.cosine_similarity(whole, networks.backbone(masked))
+            np.testing.assert_allclose(found["harm"][:, slot], harm.numpy(), atol=1e-5)
 
 
 def test_a_confusion_of_few_classes_has_all_and_one_of_many_those_confused_most(

@@ -35,7 +35,7 @@ from adios_ray.tables import run as run_module
 from adios_ray.tables.cells import Measured, cell_name, finished, measured, run_cell, sources
 from adios_ray.tables.command import Options, _check_cells, _draw_masks, main, run_table
 from adios_ray.tables.estimate import estimate, tuned_images
-from adios_ray.tables.evaluate import settings_of
+from adios_ray.tables.evaluate import evaluate, settings_of
 from adios_ray.tables.grid import Cell, Column, DataSet, Evaluation, Published, Row, Table, evaluation_of
 from adios_ray.tables.methods import CHOICES_NOTE, IMAGES_NOTE, VIEW_NOTE, classification
 from adios_ray.tables.render import as_csv, html, markdown
@@ -255,6 +255,14 @@ def test_hours_are_in_proportion_to_epochs_and_images(monkeypatch: pytest.Monkey
     assert [cost.disk_bytes for cost in costs] == [200, 200]
 
 
+@pytest.mark.parametrize("undefined", ["null", "NaN"])  # NaN by earlier versions
+def test_sizes_of_masks_are_those_of_the_last_report(undefined: str, tmp_path: Path) -> None:
+    last = f'{{"mask_mean_min": 0.1, "mask_mean_max": 0.4, "slot_overlap": {undefined}, "load_s": {undefined}}}\n'
+    (tmp_path / "reports.jsonl").write_text('{"epoch": 1}\n' + last)
+    scores = evaluate("slots", tmp_path / "checkpoints" / "epoch_00002", {}, {}, seed=0)
+    assert scores == pytest.approx({"mask_mean_min": 0.1, "mask_mean_max": 0.4, "slot_overlap": math.nan}, nan_ok=True)
+
+
 @pytest.mark.slow
 def test_names_follow_the_training_and_the_images(tmp_path: Path) -> None:
     counts = {"train": 8, "val": 4, "test": 4}
@@ -319,6 +327,8 @@ def test_rows_of_a_script_differ_from_their_baselines_in_the_masks_alone(module:
         names = [row.name for row in table.rows]
         assert len(set(names)) == len(names)
         groups = {column.group for column in table.columns}
+        # Notes hold for data of another size that are given, too.
+        assert not [data for data in table.data.values() if f"{data.images:,} " in " ".join(table.notes)]
         assert {group for row in table.rows for group in row.trainings} == groups <= set(table.data)
         for row in table.rows:
             for group, configs in row.trainings.items():

@@ -293,9 +293,18 @@ def test_encoder_and_occlusion_model_in_one_call(byol: Networks, tmp_path: Path)
         for module in (encoder, occlusion):  # whole modules, as users save them too
             torch.save(module, tmp_path / "module.pt")
             assert torch.equal(torch.load(tmp_path / "module.pt", weights_only=False)(x), module(x))
+    with pytest.raises(ConfigError, match="has no averaged weights: evaluation.average_weights was off"):
+        adios_ray.load_encoder(file, averaged=True)
     without = saved(tmp_path / "w.safetensors", make(masking={"scheme": "none"}))
     with pytest.raises(ConfigError, match="has no occlusion model: masking.scheme was none"):
         adios_ray.load_occlusion_model(without)
+
+
+def test_an_onnx_file_is_traced_to_its_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "encoder.onnx").write_bytes(b"\x08\x08\x12\x07pytorch")
+    for read in (load_weights, adios_ray.load_encoder, adios_ray.load_occlusion_model):
+        with pytest.raises(ConfigError, match=r"encoder.onnx is for other programs: name the checkpoint that it was"):
+            read(tmp_path / "encoder.onnx")
 
 
 def test_importing_the_package_is_cheap() -> None:

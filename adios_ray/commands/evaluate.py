@@ -240,6 +240,18 @@ class Transfer:
         return parse(TransferConfig, asdict(self), "transfer")
 
 
+def prepared_for(kind: Kind, subject: "Subject") -> "Subject":
+    """Return a subject with views of an evaluation's size, to be opened: statistics of BatchNorm are of such views.
+
+    Raises:
+        ConfigError: See ``transfer.prepared``.
+        EvaluationError: Likewise.
+    """
+    from adios_ray.evaluation.transfer import prepared
+
+    return prepared(subject, kind.config) if isinstance(kind, Transfer) else subject
+
+
 PARTS: Mapping[str, Kind] = {
     "knn": Knn(),
     "linear": Linear(),
@@ -401,7 +413,8 @@ class Evaluate:
                 raise UsageError("--baseline has the weights of --checkpoint: every gain would be 0")
             baseline_size = baseline.image_size
         for own in weights:  # all of them before the first is evaluated, which may take hours
-            self._check(build_subject(own, dataset, self.split, self.view), baseline_size)
+            subject = prepared_for(self.kind, build_subject(own, dataset, self.split, self.view))
+            self._check(subject, baseline_size)
         with contextlib.ExitStack() as stack:
             map_parts: MapParts = map
             if self.ray:
@@ -414,7 +427,7 @@ class Evaluate:
             for path, own in zip(self.checkpoint, weights, strict=True):
                 given = self.split, self.view, self.seed, map_parts, _progress(console)
                 kept = resumable(f"the features of finished splits are kept: {AGAIN}")
-                with kept, opened(build_subject(own, dataset, *given)) as subject:
+                with kept, opened(prepared_for(self.kind, build_subject(own, dataset, *given))) as subject:
                     if isinstance(self.kind, All):
                         results.append(self.kind.evaluate(subject, self.averaged))
                     else:
@@ -428,13 +441,9 @@ class Evaluate:
         """Raise the errors of ``result`` that follow from a checkpoint's configuration, and the size of a baseline."""
         from adios_ray.evaluation.requirements import check_masks_are_learned
         from adios_ray.evaluation.robustness import check_baseline
-        from adios_ray.evaluation.transfer import prepared
 
-        kind = self.kind
-        if isinstance(kind, Segmentation):
+        if isinstance(self.kind, Segmentation):
             check_masks_are_learned(subject.networks.config, subject.origin)
-        if isinstance(kind, Transfer):
-            prepared(subject, kind.config)
         if baseline_size is not None:
             check_baseline(subject, baseline_size)
 

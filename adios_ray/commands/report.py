@@ -57,7 +57,7 @@ class Report:
             if (path / REPLAY_FILE).is_file():
                 raise UsageError(
                     f"{place} is a replay, of which there is no report: {place}/{REPORTS_FILE} has its numbers, a line "
-                    f"for each epoch, and adios-ray evaluate takes what is in {place}/checkpoints"
+                    f"for each report, and adios-ray evaluate takes what is in {place}/checkpoints"
                 )
             if not RunDirectory(path).config.is_file():
                 raise UsageError(f"{place} is not a run directory: it has no {RunDirectory(path).config.name}")

@@ -1,5 +1,6 @@
 """Commands that train."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -57,8 +58,8 @@ class Replay:
     """Directory or URI of shards; the run's if not given."""
     seed: Seed | None = None
     """Seed of weights, order and augmentations; the run's if not given."""
-    threads: Count = 1
-    """CPU threads."""
+    threads: Count | None = None
+    """CPU threads; as many as a worker of the run had, at most one for each CPU, if not given."""
 
     def run(self) -> None:
         """Train, then print the test fitness and the path of the checkpoints."""
@@ -74,7 +75,8 @@ class Replay:
         schedule = schedule if self.epochs is None else schedule.scaled(self.epochs)
         changes = {"data_dir": self.data_dir, "seed": self.seed}
         config = schedule.trial({key: value for key, value in changes.items() if value is not None})
-        torch.set_num_threads(self.threads)
+        # At most one for each CPU, as in a worker. Runs of earlier versions did not record their threads.
+        torch.set_num_threads(self.threads or min(schedule.threads or 1, len(os.sched_getaffinity(0))))
         with resumable(f"{AGAIN} from the last report"):
             trainer = replay(schedule, config, output, best_device())
             found = trainer.evaluate("test")

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from adios_ray.console import say_aside
 from adios_ray.errors import EvaluationError
 from adios_ray.files import write_output
+from adios_ray.validation import leaves
 
 GAIN = "_gain"
 """Ends the names of scores that are differences to a baseline."""
@@ -180,6 +182,7 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
     Settings that differ become lists with one value for each checkpoint; the details are one row of scores for each.
     A score that not all checkpoints have, such as that of masks, is in their rows alone: it has no mean. Gains have no
     standard error over seeds: they are over one training of the baseline, whose own spread the checkpoints do not show.
+    That the checkpoints themselves have different settings, such as numbers of neighbors, is said.
 
     Raises:
         EvaluationError: If they are of different kinds or data.
@@ -191,6 +194,11 @@ def mean_over_seeds(results: Sequence[EvaluationResult]) -> EvaluationResult:
         raise EvaluationError(f"{first.kind}: results of different kinds or data have no mean")
     common = [name for name in first.scores if all(name in result.scores for result in results)]
     settings = dict.fromkeys(key for result in results for key in result.configuration)
+    if unlike := _unlike_settings(results):
+        say_aside(
+            f"the checkpoints have different settings ({', '.join(unlike)}): means and errors over seeds are not of "
+            "seeds alone"
+        )
     return EvaluationResult(
         first.kind,
         {name: _mean([result.scores[name] for result in results], not name.endswith(GAIN)) for name in common},
@@ -212,6 +220,20 @@ def _mean(scores: Sequence[Score], over_seeds: bool) -> Score:
     over_images = statistics.fmean(errors) if len(errors) == len(scores) else None
     spread = statistics.stdev(values) / math.sqrt(len(values)) if over_seeds else None
     return Score(statistics.fmean(values), over_images, spread)
+
+
+def _unlike_settings(results: Sequence[EvaluationResult]) -> list[str]:
+    """Name the settings that differ, without those that an evaluation chooses on val for each checkpoint."""
+    flat = [dict(leaves(result.configuration)) for result in results]
+    common = set.intersection(*map(set, flat))
+    unlike = [path.split(".") for path in flat[0] if path in common and any(own[path] != flat[0][path] for own in flat)]
+    # Those of all evaluations, which each repeats, are named once.
+    return list(dict.fromkeys(keys[-1] for keys in unlike if not any(map(_is_own, keys))))
+
+
+def _is_own(key: str) -> bool:
+    """Whether a setting is always that of a checkpoint alone: its origin, what it lacks, what was chosen for it."""
+    return key in ("origin", LEFT_OUT) or key.startswith("selected_")
 
 
 def _one_or_all(values: Sequence[Any]) -> Any:

@@ -118,7 +118,8 @@ def transfer(subject: Subject, config: TransferConfig, folder: Path) -> Evaluati
     On a CPU the result follows from the seed bit for bit; on a GPU sums may be taken in another order.
 
     Args:
-        subject: The pretrained encoder and the data set; from scratch, only the encoder's configuration is used.
+        subject: The pretrained encoder and the data set, opened as ``prepared`` returns it; from scratch, only the
+            encoder's configuration is used.
         config: Settings.
         folder: Where the result of each rate is kept, named after the checksum of all that it follows from. A rate
             whose result is there is not trained again.

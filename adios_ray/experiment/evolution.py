@@ -93,7 +93,8 @@ def evolve(
     trials = config.population if space.opening else space.trials(config.population)
     view = LiveView(config.epochs, None if space.scheduler in STOPPING else trials, run_dir.name, read_results(run_dir))
     trackers = Trackers(_trackers(config), storage, lambda text: run.note(text))
-    run = Run(storage, list(space.parameters), view, RayMetrics(run_dir.name), trackers, claim.check)
+    metrics, threads = RayMetrics(run_dir.name), resources.threads
+    run = Run(storage, list(space.parameters), view, metrics, trackers, claim.check, threads=threads)
     with trackers:
         state = _train(config, space, run, resources, claim, changes)
         run.write(claim.check)

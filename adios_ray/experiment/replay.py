@@ -15,7 +15,7 @@ from adios_ray.devices import precision_note
 from adios_ray.errors import ConfigError, RunError
 from adios_ray.experiment.schedule import Schedule, Stage, load_schedule
 from adios_ray.experiment.trial_checks import check_trial
-from adios_ray.files import atomic_write, complete_lines, remove_drafts
+from adios_ray.files import atomic_write, complete_lines, json_line, remove_drafts
 from adios_ray.measures import MEASURES, Measure
 from adios_ray.run_directory import REPLAY_FILE, REPORTS_FILE, epoch_name, newest_epochs
 from adios_ray.tracking.formatting import label, value_text
@@ -27,8 +27,8 @@ from adios_ray.validation import differences
 def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.device) -> Trainer:
     """Train from the first step to the last, with the values of each stage in turn.
 
-    With the data and the seed of the population's run, the weights are the same bit for bit. Called again after an
-    interruption, it resumes from the newest intact checkpoint.
+    With the data, the seed and the threads of the population's run, the weights are the same bit for bit. Called again
+    after an interruption, it resumes from the newest intact checkpoint.
 
     Args:
         schedule: The stages.
@@ -54,7 +54,12 @@ def replay(schedule: Schedule, config: TrialConfig, output: Path, device: torch.
     if view != evaluation.view:
         say(f"evaluates central squares: images stored at {stored} pixels are too small for {evaluation.view}")
         config = replaced(config, {"evaluation.view": view})
-    schedule = Schedule(config=config.model_dump(mode="json"), stages=schedule.stages, images=manifest.checksum)
+    schedule = Schedule(
+        config=config.model_dump(mode="json"),
+        stages=schedule.stages,
+        images=manifest.checksum,
+        threads=torch.get_num_threads(),
+    )
     # Before anything is written or trained.
     first, *later = [replaced(config, stage.values) for stage, _ in schedule.intervals()]
     check_trial(first, manifest, data_dir, gpu=device.type == "cuda")
@@ -132,7 +137,7 @@ def _write_report(path: Path, report: TrialReport, stage: Stage, measure: Measur
     """Append a report, dropping reports of this and later epochs that an interrupted replay left."""
     lines = [line for line in complete_lines(path).splitlines() if json.loads(line)["epoch"] < report.epoch]
     written = {**report.model_dump(exclude={"outcomes"}), "trial": stage.trial, **stage.values}
-    atomic_write(path, b"".join(line + b"\n" for line in [*lines, json.dumps(written).encode()]))
+    atomic_write(path, b"".join(line + b"\n" for line in [*lines, json_line(written).encode()]))
     values = "".join(f", {label(name)} {value_text(value)}" for name, value in stage.values.items())
     fitness = measure.scores_text(report.fitness, report.standard_error, report.accuracy)
     print(f"epoch {report.epoch}: {fitness}, loss {report.loss:.4g}{values}", flush=True)

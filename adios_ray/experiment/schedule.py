@@ -14,6 +14,7 @@ from adios_ray.run_directory import INITIAL_WEIGHTS
 from adios_ray.search.state import PopulationState
 from adios_ray.store import Location, Store, local_path
 from adios_ray.tracking.decisions import read_lineage
+from adios_ray.tracking.environment import environment_of
 from adios_ray.tracking.lineage import copies
 from adios_ray.validation import parse, read_json
 
@@ -40,6 +41,8 @@ class Schedule(BaseModel):
     """Stages in order of their epochs; the first begins at 0."""
     images: str | None = None
     """Checksum of the data set that a replay trains on, wherever it is; None where no replay has written it."""
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of each worker of the run, or of the replay that wrote this; None where it was not recorded."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -110,6 +113,7 @@ def schedule_of(run_dir: Path, trial: str, place: Location) -> Schedule:
 
     Raises:
         ConfigError: If the run has no trial of that name.
+        RecordError: If a file of the run is damaged.
     """
     state = PopulationState.load(run_dir)
     lineage = read_lineage(run_dir, state.lineage_lines)  # later ones are of a decision that did not take effect
@@ -125,4 +129,5 @@ def schedule_of(run_dir: Path, trial: str, place: Location) -> Schedule:
     own = replaced(config, {"seed": config.seed + state.members[current].number})
     if own.initial_weights is not None and Store(place).size(INITIAL_WEIGHTS) is not None:
         own = replaced(own, {"initial_weights": f"{Store(place)}/{INITIAL_WEIGHTS}"})
-    return Schedule(config=own.model_dump(mode="json"), stages=stages[::-1])
+    threads = environment_of(run_dir).threads
+    return Schedule(config=own.model_dump(mode="json"), stages=stages[::-1], threads=threads)

@@ -26,6 +26,7 @@ from adios_ray.models.weights import (
     load_weights,
     misfit,
 )
+from adios_ray.models.weights import averaged as averaged_weights
 from adios_ray.places import fetched
 from adios_ray.store import Location
 from adios_ray.tensor_files import pack
@@ -106,8 +107,8 @@ def export_encoder(weights: Weights, output: Path, naming: Naming) -> EncoderInf
     config = weights.config.backbone
     if config.name == "resnet_small":
         raise ConfigError(
-            f"resnet_small is adios_ray's own and not in {naming}: load the checkpoint by adios_ray.load_encoder, or "
-            "export it with an --output that ends in .onnx"
+            f"resnet_small is adios_ray's own and not in {naming}: load the checkpoint by adios_ray.load_encoder, its "
+            "averaged weights with averaged=True, or export it with an --output that ends in .onnx"
         )
     networks = build_networks(weights)
     name = config.name
@@ -208,23 +209,27 @@ def _torchvision_name(config: BackboneConfig, backbone: nn.Module) -> str:
     raise ConfigError(f"torchvision has no ResNet with the tensors of {config.name}; use --naming timm")
 
 
-def load_encoder(place: Location) -> nn.Module:
+def load_encoder(place: Location, averaged: bool = False) -> nn.Module:
     """Load the encoder of a weights file, a checkpoint of a run, or an exported encoder with its JSON beside it.
 
     Args:
         place: Path or URI of one of them.
+        averaged: Whether to take the averaged weights, not those of the last step.
 
     Returns:
         A module from normalized images [B, 3, S, S] to features [B, F], in evaluation mode.
 
     Raises:
-        ConfigError: If the file is missing or of another kind.
+        ConfigError: If the file is missing or of another kind, or averaged weights are asked for that it does not have.
         CheckpointError: If it is damaged.
     """
     place = checkpoint_of(place)
     path = fetched(place, ".json")
     if not _is_exported(path):
-        return build_networks(load_weights(place)).backbone
+        weights = load_weights(place)
+        return build_networks(averaged_weights(weights) if averaged else weights).backbone
+    if averaged:
+        raise ConfigError(f"{place} has the weights that were exported: leave averaged out, or name the checkpoint")
     info, tensors = _read(path, EncoderInfo, "encoder")
     backbone, _ = build_backbone(info.config.backbone, info.image_size)
     backbone.load_state_dict(tensors)

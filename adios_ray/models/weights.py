@@ -152,7 +152,7 @@ def file_metadata(path: Path) -> dict[str, str]:
     """Read the metadata of a safetensors file; empty if it has none.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If there is no such file, or it is ONNX.
         CheckpointError: If it is damaged or of another kind.
         OSError: If it cannot be read.
     """
@@ -163,6 +163,8 @@ def file_metadata(path: Path) -> dict[str, str]:
         with safetensors.safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except SafetensorError as error:
+        if path.suffix == ".onnx":
+            raise ConfigError(f"{path} is for other programs: name the checkpoint that it was exported from") from None
         raise CheckpointError(f"{path} is not a safetensors file, or a damaged one: {error}") from None
 
 

@@ -1,13 +1,14 @@
 """Evaluation of a cell: the kinds of ``adios-ray evaluate``, and what the training reported of its masks."""
 
 import json
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer
+from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer, prepared_for
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.backgrounds import ORIGINAL
@@ -104,12 +105,14 @@ def evaluate(
     if kind == SLOTS:
         *_, last = (checkpoint.parents[1] / REPORTS_FILE).read_text().splitlines()
         report = json.loads(last)
-        return {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
+        found = {name: report[name] for name in ("mask_mean_min", "mask_mean_max", "slot_overlap")}
+        return {name: math.nan if value is None else value for name, value in found.items()}
     place, *_ = places.values()
     view, evaluation = _resolved(kind, options)
     if isinstance(evaluation, Robustness):
         _, *variations = places.items()
         evaluation = replace(evaluation, variation=tuple(f"{name}={of}" for name, of in variations))
-    with opened(build_subject(load_weights(checkpoint), open_shards(place), view=view, seed=seed)) as subject:
+    subject = build_subject(load_weights(checkpoint), open_shards(place), view=view, seed=seed)
+    with opened(prepared_for(evaluation, subject)) as subject:
         result = evaluation.evaluate(subject)
     return {name: score.value for name, score in result.scores.items()}

@@ -36,6 +36,7 @@ F1_SCORES = ("macro", "micro", "weighted")
 
 PHOTOGRAPHS = ("ImageNet100-S", "ImageNet100")
 """Groups whose published numbers are of the center of photographs resized to 256 pixels on the shorter side."""
+SMALL_NOTE = "A small ResNet: directions, not the paper's numbers."
 VIEW_NOTE = (
     "Evaluations see the center of a photograph of ImageNet100 or ImageNet100-S, 224 or 96 pixels, after a resize to "
     "256 on the shorter side, as in the authors' code."

@@ -1,4 +1,4 @@
-"""The environment that a run trained in: versions and machine, recorded once at its start."""
+"""The environment that a run trained in: versions, machine and threads, recorded once at its start."""
 
 import os
 import platform
@@ -20,6 +20,8 @@ class Environment(Record):
     """Versions of Python and of the packages that decide results."""
     machine: str = ""
     """System, processor and number of CPUs of the driver's machine; "" where it was not recorded."""
+    threads: int | None = None
+    """CPU threads of each worker, on which the order of sums depends; None where it was not recorded."""
     recorded: bool = True
     """Whether the run recorded this; else it is this process's own."""
 
@@ -36,11 +38,17 @@ def current_environment(recorded: bool = True) -> Environment:
     return Environment(versions=found, machine=machine if recorded else "", recorded=recorded)
 
 
-def record_environment(run_dir: Path) -> None:
-    """Write ``environment.json`` unless the run has one: a resumed run keeps that of its start."""
+def record_environment(run_dir: Path, threads: int | None = None) -> None:
+    """Write ``environment.json`` unless the run has one: a resumed run keeps that of its start.
+
+    Args:
+        run_dir: The run directory.
+        threads: CPU threads of each worker.
+    """
     path = RunDirectory(run_dir).environment
     if not path.exists():
-        atomic_write(path, (current_environment().model_dump_json(indent=2) + "\n").encode())
+        found = current_environment().model_copy(update={"threads": threads})
+        atomic_write(path, (found.model_dump_json(indent=2) + "\n").encode())
 
 
 def environment_of(run_dir: Path) -> Environment:

@@ -42,6 +42,7 @@ class Run(AbstractContextManager["Run"]):
         trackers: Trackers,
         check_claim: Callable[[], None] = lambda: None,
         page_interval_s: float = INTERVAL_S,
+        threads: int | None = None,
     ) -> None:
         """Record into an existing run directory; files of a resumed run are continued.
 
@@ -53,21 +54,22 @@ class Run(AbstractContextManager["Run"]):
             trackers: What else follows the run.
             check_claim: Raises a ClaimError once another driver has taken the run over.
             page_interval_s: Seconds between two refreshes of the report while the run lasts.
+            threads: CPU threads of each worker.
 
         Raises:
             StorageError: If storage fails for too long.
         """
         self.storage, self.directory = storage, storage.directory
         self._view, self._metrics, self._trackers, self._check_claim = view, metrics, trackers, check_claim
-        retry(partial(self._begin, searched), say)
+        retry(partial(self._begin, searched, threads), say)
         self._open = ExitStack()
         self._events = EventLog(self.directory)
         self._page = BackgroundReport(self.directory, self.note, page_interval_s, storage.uri)
 
-    def _begin(self, searched: Sequence[str]) -> None:
+    def _begin(self, searched: Sequence[str], threads: int | None) -> None:
         RunDirectory(self.directory).make_folders()
         begin_results(self.directory, searched)
-        record_environment(self.directory)
+        record_environment(self.directory, threads)
 
     def __enter__(self) -> Self:
         """Show progress until the run ends."""

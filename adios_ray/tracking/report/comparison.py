@@ -120,8 +120,8 @@ def verdict_between(runs: Sequence[RunData]) -> str:
 
     Runs that differ in their seeds only count as repetitions of one experiment; errors are then over seeds.
     """
-    if len({run.measure.label for run in runs}) > 1:
-        return "The runs have different measures of fitness: their numbers cannot be compared."
+    if unlike := _unlike_measures(runs):
+        return f"The runs measure fitness differently ({unlike}): their numbers cannot be compared."
     if not all(_same_data(a, b) for a, b in itertools.combinations(runs, 2)):
         return "The runs are of different data: their numbers cannot be compared."
     finished = [(name, run) for name, run in zip(names_of(runs), runs, strict=True) if run.summary is not None]
@@ -146,6 +146,13 @@ def verdict_between(runs: Sequence[RunData]) -> str:
         f"{first} is ahead of {second} by {ahead} on test: {sureness(difference / error)}; the error is over images, "
         "and another seed may change more"
     )
+
+
+def _unlike_measures(runs: Sequence[RunData]) -> str:
+    """Name the settings by which fitness is on different scales, with their values; empty if it is on one."""
+    measured = [run.measured_by for run in runs]
+    values = {path: list(dict.fromkeys(str(own[path]) for own in measured if path in own)) for path in measured[0]}
+    return ", ".join(f"{path} {' and '.join(found)}" for path, found in values.items() if len(found) > 1)
 
 
 def _same_data(a: RunData, b: RunData) -> bool:

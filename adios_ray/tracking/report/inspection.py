@@ -147,7 +147,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
         dataset.split("train", "val")
     except DatasetError as error:
         return say(f"no features: {error}")
-    say(f"features of {images} validation images from {pointer.path} ...")
+    say(f"features of {min(images, len(dataset.split('val')))} validation images from {pointer.path} ...")
     with opened(build_subject(weights, dataset, split="val")) as subject:
         found = {
             "trial": trial,
@@ -174,6 +174,7 @@ def _inspect(subject: "Subject", images: int) -> tuple[dict[str, Any], dict[str,
     from adios_ray.data.augment import denormalize
     from adios_ray.data.loader import central_views
     from adios_ray.evaluation.label_free import effective_rank
+    from adios_ray.masking.fill import hide
 
     held_out, networks = subject.held_out, subject.networks
     chosen = held_out.spread(images)
@@ -182,10 +183,10 @@ def _inspect(subject: "Subject", images: int) -> tuple[dict[str, Any], dict[str,
     with torch.no_grad():
         whole = _features(subject, views)
         slots = networks.occlusion.slots if networks.occlusion is not None else 0
-        masks = _masks(subject, views)
+        masks, fill = _masks(subject, views), _fill(subject, views)
         # A version at a time: all N at once are N times the memory.
-        hidden = [_features(subject, views * (1 - masks[:, k : k + 1])) for k in range(slots)]
-        shown = [_features(subject, views * masks[:, k : k + 1]) for k in range(slots)]
+        hidden = [_features(subject, hide(views, masks[:, k : k + 1], fill)) for k in range(slots)]
+        shown = [_features(subject, hide(views, 1 - masks[:, k : k + 1], fill)) for k in range(slots)]
     unit = torch.nn.functional.normalize(whole, dim=1)
     harm = (
         torch.stack([1 - (unit * torch.nn.functional.normalize(f, dim=1)).sum(1) for f in hidden], 1) if slots else None
@@ -233,6 +234,22 @@ def _masks(subject: "Subject", views: "Tensor") -> "Tensor":
     if occlusion is None:
         return views[:, :0]
     return torch.cat([occlusion(part) for part in views.split(BATCH)])
+
+
+def _fill(subject: "Subject", views: "Tensor") -> "Tensor | None":
+    """Make what hidden pixels of the views become, [M, 3, S, S], as in training; None makes them 0."""
+    import torch
+
+    from adios_ray.evaluation.extraction import BATCH
+    from adios_ray.masking.fill import FILLS
+
+    name = subject.networks.config.masking.fill
+    if name == "zero":
+        return None
+    # In equal parts: mix takes another image of the same part.
+    parts, draws = -(-len(views) // BATCH), np.random.default_rng(0).random(len(views))
+    pairs = zip(views.tensor_split(parts), np.array_split(draws, parts), strict=True)
+    return torch.cat([FILLS[name](part, own) for part, own in pairs])
 
 
 def _features(subject: "Subject", views: "Tensor") -> "Tensor":

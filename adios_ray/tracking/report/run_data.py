@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel
 
-from adios_ray.config import EVOLVING
+from adios_ray.config import EVOLVING, EvaluationConfig
 from adios_ray.errors import RecordError
 from adios_ray.files import complete_lines
 from adios_ray.measures import Measure
@@ -103,6 +103,14 @@ class RunData:
     def measure(self) -> Measure:
         """The measure of fitness."""
         return records.measure_of(self.config or {}, self.path)
+
+    @cached_property
+    def measured_by(self) -> dict[str, Any]:
+        """The settings, by path, that must be those of another run for fitness to be comparable."""
+        given, defaults = (self.config or {}).get("evaluation", {}), EvaluationConfig()
+        names = "fitness", *self.measure.settings
+        # Runs of earlier versions lack settings that did not exist.
+        return {f"evaluation.{name}": given.get(name, getattr(defaults, name)) for name in names}
 
     @cached_property
     def by_trial(self) -> dict[str, list[Row]]:

@@ -1,13 +1,12 @@
 """JSON lines: one file with a line for each report, exploit and outcome, for programs of one's own."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from adios_ray.config import TrialConfig
-from adios_ray.files import append_line
+from adios_ray.files import append_line, json_line
 from adios_ray.tracking.decisions import Exploit
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.results import Row
@@ -37,6 +36,4 @@ class JsonLinesLog:
 
     def _append(self, kind: str, record: BaseModel, **more: Any) -> None:
         self._path.touch()
-        # Numbers that are not finite become null: JSON has no word for them.
-        fields = json.loads(record.model_dump_json(), parse_constant=lambda _: None)
-        append_line(self._path, json.dumps({"kind": kind, **fields, **more}))
+        append_line(self._path, json_line({"kind": kind, **record.model_dump(mode="json"), **more}))
