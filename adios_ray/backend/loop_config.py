@@ -19,3 +19,8 @@ class LoopConfig(TypedDict):
     channel: Any
     threads: int
     gpus: float
+
+
+def threads_of(cpus: float) -> int:
+    """Return the number of CPU threads of a worker with this share of CPUs, >= 1; sums are rounded by it."""
+    return max(int(cpus), 1)

@@ -14,7 +14,7 @@ from adios_ray.backend.capacity import own_groups
 from adios_ray.backend.channel import find_channel, note
 from adios_ray.backend.faults import ATTEMPTS, WAITS_S, Fault, fault_of
 from adios_ray.backend.line import Reply
-from adios_ray.backend.loop_config import LoopConfig
+from adios_ray.backend.loop_config import LoopConfig, threads_of
 from adios_ray.backend.node_checks import outside
 from adios_ray.backend.output import OutputCopy, Unread, read_rest
 from adios_ray.backend.preflight import node_names
@@ -249,7 +249,7 @@ def build_trainer(
         trial=config["trial"],
         run_dir=config["run_dir"],
         channel=channel,
-        threads=max(int(config["cpus_per_worker"]), 1),
+        threads=threads_of(config["cpus_per_worker"]),
         gpus=gpus,
     )
     # A single worker needs no process group, and without one the trial's actor need not import torch.

@@ -10,6 +10,7 @@ from adios_ray.backend.admission import Admission
 from adios_ray.backend.autoscaling import NodeRequest, autoscaler_runs
 from adios_ray.backend.capacity import ClusterCapacity, remove_orphaned
 from adios_ray.backend.channel import ChannelCalls, channel_name, start_channel
+from adios_ray.backend.loop_config import threads_of
 from adios_ray.backend.preflight import check_nodes, find_node_problem, remove_probes
 from adios_ray.backend.trial import TrialSettings
 from adios_ray.backend.tune_run import run_trials
@@ -93,7 +94,7 @@ def evolve(
     trials = config.population if space.opening else space.trials(config.population)
     view = LiveView(config.epochs, None if space.scheduler in STOPPING else trials, run_dir.name, read_results(run_dir))
     trackers = Trackers(_trackers(config), storage, lambda text: run.note(text))
-    metrics, threads = RayMetrics(run_dir.name), resources.threads
+    metrics, threads = RayMetrics(run_dir.name), threads_of(resources.cpus)
     run = Run(storage, list(space.parameters), view, metrics, trackers, claim.check, threads=threads)
     with trackers:
         state = _train(config, space, run, resources, claim, changes)

@@ -20,11 +20,6 @@ class WorkerResources(NamedTuple):
     cpus: float
     gpus: float
 
-    @property
-    def threads(self) -> int:
-        """The CPU threads of each worker."""
-        return max(int(self.cpus), 1)
-
 
 class Node(NamedTuple):
     """Resources of a node of the cluster, and its ID."""
