@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from adios_ray.backend.loop_config import threads_of
 from adios_ray.config import (
     EvaluationConfig,
     MaskingConfig,
@@ -319,7 +320,7 @@ def test_workers_share_the_cpus_and_take_a_gpu_each(capsys: pytest.CaptureFixtur
     config = ExperimentConfig(population=4)
     assert worker_resources(config, [Node(2, 0)]) == (0.5, 0)
     assert worker_resources(config, [Node(64, 0)]) == (16, 0)
-    assert [worker_resources(config, [Node(cpus, 0)]).threads for cpus in (2, 64)] == [1, 16]
+    assert [threads_of(cpus) for cpus in (0.5, 1, 2.5, 16)] == [1, 1, 2, 16]
     assert worker_resources(config, [Node(63, 0), Node(1, 0)]) == (15, 0)  # no trial fits into the small node
     assert worker_resources(config, [Node(16, 4)]) == (4, 1)
     assert worker_resources(config, [Node(16, 1)]) == (16, 1)  # the four take turns
