@@ -114,6 +114,18 @@ def test_data_that_a_run_would_refuse_are_a_problem(
 
 
 @pytest.mark.usefixtures("machine")
+def test_images_without_labels_are_no_problem_and_the_measure_for_them_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = StepCost(seconds_per_image=0.01, state_bytes=1, memory_bytes=1)
+    monkeypatch.setattr(cost, "measure_step", lambda config, size, device, seconds: step)
+    make_objects(Path("set"), counts={"train": 64, "val": 64, "test": 64}, one_class=True)
+    assert main(["doctor", "--data-dir", "set", "--preset", "demo"]) == 0
+    advice = "of one class: train with --evaluation.fitness rankme --scheduler none"
+    assert f"data: set: 64 training images of 32 pixels {advice}\n" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("machine")
 def test_a_memory_too_small_for_any_step_is_a_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -137,7 +137,9 @@ def test_a_replay_has_the_threads_of_the_runs_workers(
 
 
 @pytest.mark.slow
-def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: Path) -> None:
+def test_a_replay_leaves_alone_what_is_not_its_own(
+    objects_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     heads = {"hidden_dim": 16, "output_dim": 8}
     plan, other = schedule(objects_dir), schedule(objects_dir, objective={**heads, "temperature": 0.3})
     output = tmp_path / "replayed"
@@ -152,6 +154,10 @@ def test_a_replay_leaves_alone_what_is_not_its_own(objects_dir: Path, tmp_path: 
     with pytest.raises(ConfigError, match=r"other settings \(stages.1 is .* there and None here\)"):
         replay(fewer, plan.trial(), output, CPU)
     earlier = json.loads((output / REPLAY_FILE).read_text())
+    (output / REPLAY_FILE).write_text(json.dumps({**earlier, "threads": 7}))
+    capsys.readouterr()
+    replay(plan, plan.trial(), output, CPU)
+    assert capsys.readouterr().out.startswith("began with --threads 7: with 1, sums are rounded otherwise\n")
     assert earlier.pop("threads") == torch.get_num_threads()
     del earlier["config"]["sync_batch_norm"]  # as a version wrote it that had neither
     (output / REPLAY_FILE).write_text(json.dumps(earlier))

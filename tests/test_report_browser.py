@@ -14,6 +14,7 @@ from waiting import until
 
 from adios_ray.tracking import decisions, records
 from adios_ray.tracking.decisions import Refusal
+from adios_ray.tracking.report import inspection
 from adios_ray.tracking.report.comparison import write_comparison
 from adios_ray.tracking.report.inspection import inspect_best, read_inspection
 from adios_ray.tracking.report.page import write_report
@@ -74,9 +75,13 @@ def page(tmp_path_factory: pytest.TempPathFactory, objects_dir: Path) -> Path:
     records.write_config(run_dir, {"seed": 0, "data_dir": str(objects_dir)})
     Trainer(config, torch.device("cpu")).save(run_dir / "checkpoints" / run.best[0] / "epoch_00012")
     said: list[str] = []
-    for images in (400, 24, 24):  # val has 40; kept the last time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspection, "VERSION", 1)
+        inspect_best(read_run(run_dir), 24, said.append)
+    for images in (24, 400, 24, 24):  # val has 40; kept the last time, but not of another version or number
         inspect_best(read_run(run_dir), images, said.append)
-    assert [line.partition(" validation")[0] for line in said] == ["features of 40", "features of 24"]
+    expected = [f"features of {images}" for images in (24, 24, 40, 24)]
+    assert [line.partition(" validation")[0] for line in said] == expected
     return write_report(run_dir)
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 GIB = 2**30
 STORAGE, SECONDS = "runs", 10.0
 """Defaults of ``--storage`` and ``--seconds``."""
+WITHOUT_LABELS = "rankme"
+"""A measure of fitness that needs none."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +87,29 @@ class Doctor:
 
     def _check_data(self, on_gpu: bool) -> "tuple[Manifest | None, bool]":
         """Print whether the data set can be trained on; return its manifest, and whether there is a problem."""
+        from adios_ray.config import replaced
         from adios_ray.data.manifest import read_manifest
         from adios_ray.experiment.presets import preset_config
         from adios_ray.experiment.trial_checks import check_splits, check_trial
 
         if self.data_dir is None:
             return None, False
-        manifest = None
+        manifest, unlabeled = None, ""
         try:
             manifest = read_manifest(self.data_dir)
             check_splits(manifest, self.data_dir)
             if self.preset is not None:
                 config = preset_config(self.preset)
-                check_trial(config.trial(), manifest, self.data_dir, config.workers_per_trial, on_gpu)
+                trial = config.trial()
+                if len(manifest.classes) < 2:
+                    trial = replaced(trial, {"evaluation.fitness": WITHOUT_LABELS})
+                    unlabeled = f" of one class: train with --evaluation.fitness {WITHOUT_LABELS} --scheduler none"
+                check_trial(trial, manifest, self.data_dir, config.workers_per_trial, on_gpu)
         except InputError as error:
             print(f"! data: {error}")
             return manifest, True
-        print(f"data: {self.data_dir}: {manifest.training_images:,} training images of {manifest.image_size} pixels")
+        found = f"{manifest.training_images:,} training images of {manifest.image_size} pixels{unlabeled}"
+        print(f"data: {self.data_dir}: {found}")
         return manifest, False
 
     @property

@@ -241,7 +241,7 @@ class Transfer:
 
 
 def prepared_for(kind: Kind, subject: "Subject") -> "Subject":
-    """Return a subject with views of an evaluation's size, to be opened: statistics of BatchNorm are of such views.
+    """Give a subject the size of an evaluation's views, before it is opened: then statistics are taken of views.
 
     Raises:
         ConfigError: See ``transfer.prepared``.

@@ -119,6 +119,10 @@ def _claim(output: Path, schedule: Schedule) -> None:
             raise ConfigError(
                 f"output {output} holds a replay with other settings ({'; '.join(texts)}): name another directory"
             )
+        if known.threads not in (None, schedule.threads):
+            print(
+                f"began with --threads {known.threads}: with {schedule.threads}, sums are rounded otherwise", flush=True
+            )
         remove_drafts(output / "checkpoints")
     elif output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output {output} is not the directory of a replay: name one that is new or empty")

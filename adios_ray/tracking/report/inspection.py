@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # a report without features needs no torch
     from adios_ray.evaluation.subject import Subject
 
 MOST_IMAGES = 10_000
+VERSION = 2
+"""Of the computation: what an earlier one kept is computed again."""
 """Most validation images to inspect: similarities of all pairs take memory with their square."""
 BANK = 2000
 """Training images that vote."""
@@ -49,9 +51,11 @@ class InspectionInfo(BaseModel):
     epoch: str
     """Name of the checkpoint."""
     weights_sha256: str
-    """Checksum of the checkpoint; with ``images``, the key of the kept result."""
+    """Checksum of the checkpoint; with ``images`` and ``version``, the key of the kept result."""
     images: int
     """Validation images that were asked for."""
+    version: int = 1
+    """Of the computation."""
     data_sha256: str
     classes: list[str]
     """Names of the classes; empty without labels, or with several for an image."""
@@ -136,7 +140,8 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     pointer = newest_intact(RunDirectory(run.path).checkpoints / trial)
     if pointer is None:
         return say(f"no features: {trial} has no intact checkpoint")
-    if kept is not None and (kept.info.weights_sha256, kept.info.images) == (pointer.sha256, images):
+    key = {"weights_sha256": pointer.sha256, "images": images, "version": VERSION}
+    if kept is not None and kept.info.model_dump(include=set(key)) == key:
         return None
     weights = load_weights(pointer.path)
     if weights.config.evaluation.average_weights:  # those that were scored
@@ -152,8 +157,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
         found = {
             "trial": trial,
             "epoch": pointer.path.name,
-            "weights_sha256": pointer.sha256,
-            "images": images,
+            **key,
             "data_sha256": dataset.manifest.checksum,
         }
         _write(RunDirectory(run.path).inspection, *_inspect(subject, images), found)
@@ -241,15 +245,14 @@ def _fill(subject: "Subject", views: "Tensor") -> "Tensor | None":
     import torch
 
     from adios_ray.evaluation.extraction import BATCH
-    from adios_ray.masking.fill import FILLS
+    from adios_ray.masking.fill import make_fill
 
     name = subject.networks.config.masking.fill
-    if name == "zero":
-        return None
     # In equal parts: mix takes another image of the same part.
     parts, draws = -(-len(views) // BATCH), np.random.default_rng(0).random(len(views))
     pairs = zip(views.tensor_split(parts), np.array_split(draws, parts), strict=True)
-    return torch.cat([FILLS[name](part, own) for part, own in pairs])
+    fills = [fill for part, own in pairs if (fill := make_fill(name, part, own)) is not None]
+    return torch.cat(fills) if fills else None
 
 
 def _features(subject: "Subject", views: "Tensor") -> "Tensor":
