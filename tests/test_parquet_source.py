@@ -334,6 +334,22 @@ def test_splits_have_the_classes_of_train(tmp_path: Path, names: Sequence[str]) 
         source(tmp_path, allow_missing_classes=True)
 
 
+@pytest.mark.usefixtures("without_ray")
+def test_a_set_made_before_classes_were_compared_is_there(tmp_path: Path) -> None:
+    """Then no option was needed; it says what is allowed, and changes no image."""
+    hub_file(tmp_path / "set/train.parquet", [0, 1, 2] * 5)
+    hub_file(tmp_path / "set/val.parquet", [1, 1])
+    read, recipe = source(tmp_path / "set", allow_missing_classes=True), {"dataset": "parquet"}
+    allowed = {**recipe, "allow_missing_classes": True}
+    assert not prepare(read, tmp_path / "out", 16, recipe).complete_before
+    assert prepare(read, tmp_path / "out", 16, allowed).complete_before
+    splits, layout, files = read.listing(), Layout(16, None, False), read.files()
+    before, after = (plan_jobs(splits, layout, *deciding(read, each, files)) for each in (recipe, allowed))
+    assert before == after
+    with pytest.raises(DatasetError, match="another data set"):
+        prepare(read, tmp_path / "out", 16, {**allowed, "layout": "flat"})
+
+
 def test_files_that_cannot_be_used(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain_file(tmp_path / "a/x.parquet", {"text": ["a"], "label": [0]})
     with pytest.raises(DatasetError, match="x.parquet has no column of encoded images; its columns are text, label"):
