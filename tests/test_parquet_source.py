@@ -169,6 +169,16 @@ def test_images_named_by_their_path(tmp_path: Path, statistics: bool | list[str]
             read.load(item, 16)
 
 
+@pytest.mark.parametrize("file", ["", "/train.parquet"])
+def test_rows_that_hold_their_images_name_no_files(tmp_path: Path, file: str) -> None:
+    """Without statistics in the footer too, if none of the files is there."""
+    table = pa.table({"image": [{"bytes": picture(number), "path": f"{number}.png"} for number in range(3)]})
+    pq.write_table(table, tmp_path / "train.parquet", write_statistics=False)
+    assert source(f"{tmp_path}{file}").files().keys() == {"train.parquet"}
+    (tmp_path / "1.png").write_bytes(picture(1))
+    assert source(f"{tmp_path}{file}").files().keys() == {"train.parquet", "0.png", "1.png", "2.png"}
+
+
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("remote", [False, True])
 def test_images_that_rows_name_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
