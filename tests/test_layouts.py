@@ -179,12 +179,13 @@ def test_a_folder_of_one_class_is_a_class(tmp_path: Path, make: Callable[[Path],
     assert len(folder_source(make(tmp_path)).listing()["train"]) == 2
 
 
-@pytest.mark.parametrize("root", ["", "cat"])
-def test_an_archive_is_read_as_a_uri(tmp_path: Path, root: str) -> None:
+@pytest.mark.parametrize(("kind", "root"), [("zip", ""), ("zip", "cat"), ("tar", ""), ("tar", "cat"), ("tar", ".")])
+def test_an_archive_is_read_as_a_uri(tmp_path: Path, kind: str, root: str) -> None:
     plant(tmp_path / "set", "cat/1.png", "cat/2.png")
-    archive = shutil.make_archive(str(tmp_path / "set"), "zip", tmp_path / "set")
-    source = folder_source(f"zip://{root}::{archive}")
-    items = [f"{'' if root else 'cat/'}{number}.png" for number in (1, 2)]
+    packed = "." if root == "." else "cat"
+    archive = shutil.make_archive(str(tmp_path / "set"), kind, tmp_path / "set", packed)
+    source = folder_source(f"{kind}://{root}::{archive}")
+    items = [f"{'' if root == 'cat' else 'cat/'}{number}.png" for number in (1, 2)]
     assert source.listing() == {"train": items} and source.files().keys() == {*items}
     assert source.load(items[0], 8).image[0, 0].tolist() == [len("cat/1.png"), 0, 0]
 

@@ -169,6 +169,16 @@ def test_images_named_by_their_path(tmp_path: Path, statistics: bool | list[str]
             read.load(item, 16)
 
 
+@pytest.mark.parametrize("file", ["", "/train.parquet"])
+def test_rows_that_hold_their_images_name_no_files(tmp_path: Path, file: str) -> None:
+    """Without statistics in the footer too, if none of the files is there."""
+    table = pa.table({"image": [{"bytes": picture(number), "path": f"{number}.png"} for number in range(3)]})
+    pq.write_table(table, tmp_path / "train.parquet", write_statistics=False)
+    assert source(f"{tmp_path}{file}").files().keys() == {"train.parquet"}
+    (tmp_path / "1.png").write_bytes(picture(1))
+    assert source(f"{tmp_path}{file}").files().keys() == {"train.parquet", "0.png", "1.png", "2.png"}
+
+
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("remote", [False, True])
 def test_images_that_rows_name_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool) -> None:
@@ -332,6 +342,22 @@ def test_splits_have_the_classes_of_train(tmp_path: Path, names: Sequence[str]) 
     hub_file(tmp_path / "train.parquet", [0, 0], names)
     with pytest.raises(DatasetError, match=f"train has no images of {second}: add some, or remove the class$"):
         source(tmp_path, allow_missing_classes=True)
+
+
+@pytest.mark.usefixtures("without_ray")
+def test_a_set_made_before_classes_were_compared_is_there(tmp_path: Path) -> None:
+    """Then no option was needed; it says what is allowed, and changes no image."""
+    hub_file(tmp_path / "set/train.parquet", [0, 1, 2] * 5)
+    hub_file(tmp_path / "set/val.parquet", [1, 1])
+    read, recipe = source(tmp_path / "set", allow_missing_classes=True), {"dataset": "parquet"}
+    allowed = {**recipe, "allow_missing_classes": True}
+    assert not prepare(read, tmp_path / "out", 16, recipe).complete_before
+    assert prepare(read, tmp_path / "out", 16, allowed).complete_before
+    splits, layout, files = read.listing(), Layout(16, None, False), read.files()
+    before, after = (plan_jobs(splits, layout, *deciding(read, each, files)) for each in (recipe, allowed))
+    assert before == after
+    with pytest.raises(DatasetError, match="another data set"):
+        prepare(read, tmp_path / "out", 16, {**allowed, "layout": "flat"})
 
 
 def test_files_that_cannot_be_used(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:

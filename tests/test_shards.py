@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from encoded_images import upload
 
+from adios_ray import local_cache
 from adios_ray.data.manifest import SCHEMA_VERSION, Layout, Manifest, Refusal, ShardEntry, write_manifest
 from adios_ray.data.shards import open_shards, verify, write_shard
 from adios_ray.data.sources.base import Sample
@@ -321,15 +324,38 @@ def test_labels_that_cannot_be_are_named(tmp_path: Path, classes: int | None, la
             read(tmp_path / "set")
 
 
-def test_rows_of_one_name_are_named(directory: Path) -> None:
+@pytest.mark.parametrize("items", [["a", "b", "a"], ["a", "b", "0/0.png"]])
+def test_rows_of_val_of_one_name_are_named(directory: Path, items: list[str]) -> None:
     """Halves of val follow from the names: all images of one name would be in one half."""
-    samples = [("", sample) for _, sample in make_samples(3, 0)]
+    samples = [(item, sample) for item, (_, sample) in zip(items, make_samples(3, 0), strict=True)]
     entry = write_shard(Store(directory), "train-00002.arrow", Layout(SIZE, None, False), samples)
     shards = json.loads((directory / "manifest.json").read_text())["splits"]["train"]
-    edit_manifest(directory, splits={"train": [*shards[:2], entry.model_dump(), shards[3]]})
-    for read in (verify, lambda directory: open_shards(directory).split("train")):
-        with pytest.raises(DatasetError, match=r"train-00002\.arrow has several rows of one source_id"):
+    shards[2] = entry.model_dump()
+    edit_manifest(directory, splits={"train": shards})
+    verify(directory)
+    assert open_shards(directory).split("train").source_ids.to_pylist()[5:8] == items
+    edit_manifest(directory, splits={"val": shards})
+    for read in (verify, lambda directory: open_shards(directory).split("val")):
+        with pytest.raises(DatasetError, match=r"train-00002\.arrow has a source_id that another row of val has\."):
             read(directory)
+
+
+def test_the_cure_of_a_copy_is_by_the_damage(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the copy is what the manifest says, another one would be no better."""
+    monkeypatch.setenv(local_cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    relabel(directory, pa.array([0, 9, 8]))
+    uri = f"memory://{tmp_path.name}/set"
+    upload(directory, uri)
+    copied = open_shards(uri)
+    (copied.directory / "train-00000.arrow").write_bytes(bytes(copied.manifest.entries[0].bytes))
+    with pytest.raises(DatasetError, match=rf"00000\.arrow cannot be .* Remove {copied.directory}, .* verify {uri} "):
+        copied.split("train")
+    with pytest.raises(DatasetError, match=r"00000\.arrow does not .*; .*00002\.arrow has labels .*prepare again"):
+        verify(uri)
+    shutil.copy(directory / "train-00000.arrow", copied.directory)
+    for read in (verify, lambda place: open_shards(place).split("train")):
+        with pytest.raises(DatasetError, match=r"00002\.arrow has labels from 0 to 9, .*prepare again"):
+            read(uri)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(0, 9, "height"), (9, 0, "width")])

@@ -162,6 +162,15 @@ def test_folders_in_tar_files_are_no_classes(tmp_path: Path) -> None:
     assert source(tmp_path).notes == ()
 
 
+def test_splits_are_folders_beside_each_other(tmp_path: Path) -> None:
+    names = ["home/dev/data/train/1", "home/dev/data/train/test/2", "home/dev/more/3"]
+    write_tar(tmp_path / "data.tar", {f"{name}.{end}": "ant" for name in names for end in ("png", "cls")})
+    assert len(source(tmp_path).listing()["train"]) == 3
+    write_tar(tmp_path / "more.tar", {"home/dev/data/Val/1.png": picture(0)})
+    with pytest.raises(DatasetError, match="folders Val, train, which may be splits"):
+        source(tmp_path)
+
+
 def test_splits_that_differ(tmp_path: Path, shards: Path) -> None:
     write_tar(tmp_path / "a/train.tar", {"1.jpg": picture(0), "1.cls": "ant"})
     write_tar(tmp_path / "a/test/0.tar", {"1.jpg": picture(0), "1.cls": "bee"})

@@ -67,7 +67,8 @@ def cache_locally(store: Store, manifest: str, content: bytes, files: Sequence[R
             fcntl.flock(lock, fcntl.LOCK_EX)
             if lacking := _lacking(directory, files):  # unless another process has fetched them meanwhile
                 _fetch_all(store, directory, lacking)
-            atomic_write(complete, content)
+            if not complete.exists():
+                atomic_write(complete, content)
     os.utime(directory)  # eviction goes by the time of last use
     return directory
 

@@ -134,7 +134,7 @@ class Manifest(Record):
 
     @model_validator(mode="after")
     def _check_names(self) -> "Manifest":
-        """Refuse classes of one name, splits without shards, and a shard of two splits, in training and evaluation."""
+        """Refuse classes of one name, splits without shards, and a shard of two splits, say of train and test."""
         if equal := [name for name, number in Counter(self.classes).items() if number > 1]:
             raise ValueError(f"two classes are called {equal[0]!r}: give each a name of its own")
         if empty := [split for split, entries in self.splits.items() if not entries]:

@@ -5,6 +5,7 @@ from typing import Any
 
 from adios_ray.data.claim import PREPARING
 from adios_ray.data.manifest import MAKE_AGAIN, MANIFEST_NAME, Manifest, read_manifest
+from adios_ray.data.plan import PERMISSIONS
 from adios_ray.data.source_files import check_unchanged
 from adios_ray.data.sources.base import Source
 from adios_ray.errors import DatasetError
@@ -54,7 +55,7 @@ def _check_complete(store: Store, manifest: Manifest) -> None:
 def _made_by(store: Store, recipe: Mapping[str, Any]) -> Manifest:
     """Read the manifest that is there already, if the same recipe made it, wherever the source was stored."""
     manifest = read_manifest(str(store))
-    keys = sorted((recipe.keys() | manifest.recipe.keys()) - {"source"})
+    keys = sorted((recipe.keys() | manifest.recipe.keys()) - {"source"} - PERMISSIONS)
     if odd := [key for key in keys if recipe.get(key) != manifest.recipe.get(key)]:
         differences = ", ".join(f"{key} {manifest.recipe.get(key)!r}, not {recipe.get(key)!r}" for key in odd)
         raise DatasetError(f"{store} holds another data set ({differences}); choose another --output")

@@ -19,6 +19,8 @@ from adios_ray.validation import Record
 
 ROWS_VERSION = 2
 """Raised where the same file becomes another row than before: what earlier rows left unfinished is made again."""
+PERMISSIONS = frozenset({"allow_missing_classes"})
+"""Options in a recipe that only allow what is otherwise refused: no row depends on them."""
 MAX_SHARD_ROWS = 1024
 MAX_SHARD_BYTES = 32 * 2**20
 OF_A_CARVED_GROUP = "unlabeled, of a group in val or test"
@@ -233,6 +235,7 @@ def deciding(
     shared = descriptions(source, files)
     # Not all protocols tell times of change, and those of objects are kept to the second.
     placed = "://" in str(recipe.get("source")) or any(changed_ns == 0 for _, changed_ns in files.values())
-    common = {key: value for key, value in recipe.items() if key != "source" or placed}
+    irrelevant = PERMISSIONS if placed else PERMISSIONS | {"source"}
+    common = {key: value for key, value in recipe.items() if key not in irrelevant}
     common |= {"classes": list(source.classes), "shared_files": {name: files[name] for name in sorted(shared)}}
     return common, lambda item: [source.stratum(item), *map(files.get, (source.file_of(item), *source.beside(item)))]

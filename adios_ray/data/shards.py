@@ -198,8 +198,21 @@ class Dataset:
         splits = self.manifest.splits
         if lacking := [name for name in names if not splits.get(name)]:
             raise DatasetError(f"{self.location} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
-        entries = [entry for name in names for entry in splits[name]]
-        return Split("+".join(names), [_map_shard(self.directory / e.file, e, self.manifest) for e in entries])
+        val_ids: set[str] = set()
+        return Split("+".join(names), [self._map(entry, val_ids) for name in names for entry in splits[name]])
+
+    def _map(self, entry: ShardEntry, val_ids: set[str]) -> pa.RecordBatch:
+        """Memory-map one shard without reading its pixels; see ``_content_damage``.
+
+        Raises:
+            DatasetError: If it is not what the manifest says.
+        """
+        path = self.directory / entry.file
+        batch = _read_batch(path)
+        damage = batch if isinstance(batch, str) else _content_damage(batch, entry, self.manifest, val_ids)
+        if damage:
+            raise DatasetError(f"{path} {damage}. {_cure(self.location, path, entry)}")
+        return batch
 
 
 def open_shards(location: Location) -> Dataset:
@@ -212,22 +225,17 @@ def open_shards(location: Location) -> Dataset:
     """
     directory, manifest = _on_this_machine(location)
     for entry in manifest.entries:
-        if damage := _size_damage(directory / entry.file, entry):
-            raise DatasetError(f"{directory / entry.file} {damage}. {MAKE_AGAIN}")
+        path = directory / entry.file
+        if damage := _size_damage(path, entry):
+            raise DatasetError(f"{path} {damage}. {_cure(location, path, entry)}")
     return Dataset(directory, manifest, str(Store(location)))
 
 
-def _map_shard(path: Path, entry: ShardEntry, manifest: Manifest) -> pa.RecordBatch:
-    """Memory-map one shard without reading its pixels.
-
-    Raises:
-        DatasetError: If it is not what the manifest says.
-    """
-    batch = _read_batch(path)
-    damage = batch if isinstance(batch, str) else _content_damage(batch, entry, manifest)
-    if damage:
-        raise DatasetError(f"{path} {damage}. {MAKE_AGAIN}")
-    return batch
+def _cure(location: Location, path: Path, entry: ShardEntry) -> str:
+    """Say what to do about a damaged shard: if it is a copy, but not of what was made, it is to be fetched again."""
+    if Store(location).local is None and _file_damage(path, entry):
+        return f"Remove {path.parent}, the copy on this machine; adios-ray verify {location} checks the original"
+    return MAKE_AGAIN
 
 
 def _read_batch(path: Path) -> pa.RecordBatch | str:
@@ -238,15 +246,20 @@ def _read_batch(path: Path) -> pa.RecordBatch | str:
         return f"cannot be read as a shard ({error})"
 
 
-def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest) -> str | None:
-    """Say in what the rows are not those of the manifest."""
+def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest, val_ids: set[str]) -> str | None:
+    """Say in what the rows are not those of the manifest.
+
+    ``val_ids`` holds the source ids in the shards of val before this one; those in this one are added.
+    """
     if batch.num_rows != entry.rows or batch.schema != manifest.layout.schema():
         return "does not hold the rows or columns of the manifest"
     if empty := [name for name in batch.schema.names if batch[name].null_count]:
         return f"has rows without {', '.join(empty)}"
-    ids = batch["source_id"]
-    if pc.count_distinct(ids).as_py() < len(ids):  # by a hash of these, val is parted into halves
-        return "has several rows of one source_id"
+    if entry in manifest.splits.get("val", ()):  # which is parted into halves by a hash of these
+        different = len(val_ids) + batch.num_rows
+        val_ids.update(batch["source_id"].to_pylist())
+        if len(val_ids) < different:
+            return "has a source_id that another row of val has"
     for name in ("height", "width"):
         if name in batch.schema.names and batch.num_rows and pc.min(batch[name]).as_py() < 1:
             return f"has images without {name}"
@@ -277,21 +290,24 @@ def verify(
     Raises:
         DatasetError: If anything differs; the message names all damaged files.
     """
-    store, cure = Store(location), MAKE_AGAIN
+    store = Store(location)
     if store.local is None and not there:
         directory, manifest = _on_this_machine(location)
         store = Store(directory)
-        cure = f"Remove {directory}, the copy on this machine; adios-ray verify {location} checks the original"
     else:
         manifest = parse_manifest(store, manifest_bytes(store))
     damaged: list[str] = []
+    cures: set[str] = set()
+    val_ids: set[str] = set()
     for entry in manifest.entries:
         with _local_file(store, entry.file) as path:
-            if damage := _damage(path, entry, manifest):
+            if damage := _damage(path, entry, manifest, val_ids):
                 damaged.append(f"{entry.file} {damage}")
+                cures.add(MAKE_AGAIN if there else _cure(location, path, entry))
         if on_shard is not None:
             on_shard(entry)
     if damaged:
+        cure = MAKE_AGAIN if MAKE_AGAIN in cures else cures.pop()
         raise DatasetError(f"{location} is damaged: {'; '.join(damaged)}. {cure}")
     return manifest
 
@@ -309,13 +325,18 @@ def _local_file(store: Store, name: str) -> Iterator[Path]:
         yield path
 
 
-def _damage(path: Path, entry: ShardEntry, manifest: Manifest) -> str | None:
+def _damage(path: Path, entry: ShardEntry, manifest: Manifest, val_ids: set[str]) -> str | None:
+    if damage := _file_damage(path, entry):
+        return damage
+    batch = _read_batch(path)
+    return batch if isinstance(batch, str) else _content_damage(batch, entry, manifest, val_ids)
+
+
+def _file_damage(path: Path, entry: ShardEntry) -> str | None:
+    """Say in what a file is not the one that the manifest was written for."""
     if damage := _size_damage(path, entry):
         return damage
-    if sha256(path) != entry.sha256:
-        return "does not have the checksum of the manifest"
-    batch = _read_batch(path)
-    return batch if isinstance(batch, str) else _content_damage(batch, entry, manifest)
+    return None if sha256(path) == entry.sha256 else "does not have the checksum of the manifest"
 
 
 def _size_damage(path: Path, entry: ShardEntry) -> str | None:

@@ -173,6 +173,8 @@ def source(
     labels.pop(UNLABELED, None)
     classes, named = class_names(labels, columns.names, str(found.store), allow_missing_classes)
     links = {f"{name}#{row}": linked for name, file in files.items() for row, linked in file.links.items()}
+    if links and {*links.values()}.isdisjoint(found.store.find()):
+        links = {}  # rows hold their images, though the footers do not tell
     passed_over = found.passed_over({*links.values()})
     items: dict[str, list[str]] = {}
     for name, split in found.files.items():

@@ -3,6 +3,7 @@
 import json
 import re
 import tarfile
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -103,16 +104,21 @@ def source(root: Location, allow_missing_classes: bool = False) -> TarImages:
 
 
 def _check_no_splits(found: SplitFiles, shards: Mapping[str, _Shard]) -> None:
-    """Refuse folders of several splits inside files that say none: their images would be mixed."""
+    """Refuse folders of several splits beside each other in files that say none: their images would be mixed."""
     if any(map(splits_in, found.files)):
         return
-    parts = {part for shard in shards.values() for folder in _folders(shard) for part in folder.split("/")}
-    may_be = sorted(part for part in parts if part.casefold() in SPLIT_NAMES)
-    if len({SPLIT_NAMES[part.casefold()] for part in may_be}) > 1:
-        raise DatasetError(
-            f"{found.store} has tar files with the folders {first_of(may_be)}, which may be splits: make a tar file of "
-            "each, named after it, or unpack them and take --dataset folder"
-        )
+    below: dict[str, set[str]] = defaultdict(set)
+    for folder in set().union(*map(_folders, shards.values())):
+        parts = folder.split("/")
+        for depth, name in enumerate(parts):
+            below["/".join(parts[:depth])].add(name)
+    for names in below.values():
+        may_be = sorted(name for name in names if name.casefold() in SPLIT_NAMES)
+        if len({SPLIT_NAMES[name.casefold()] for name in may_be}) > 1:
+            raise DatasetError(
+                f"{found.store} has tar files with the folders {first_of(may_be)}, which may be splits: make a tar "
+                "file of each, named after it, or unpack them and take --dataset folder"
+            )
 
 
 def _folders(shard: _Shard) -> set[str]:
