@@ -380,7 +380,7 @@ def test_a_cluster_extracts_the_same_features(data: Path, tmp_path: Path, monkey
 
     with pytest.raises(EvaluationError, match="^one line$"):
         list(map_on_cluster(partial(fail, error=EvaluationError("one line")), [np.arange(2)]))
-    with pytest.raises(RunError, match=r"^the cluster could not extract features \(ValueError: first\); those of"):
+    with pytest.raises(RunError, match=r"^the cluster could not extract features \(ValueError: first\); the features"):
         list(map_on_cluster(partial(fail, error=ValueError("first\nsecond")), [np.arange(2)]))
 
 
