@@ -26,8 +26,7 @@ the real backend, bit for bit. Data of the two studies::
         --test-images 5000
 
 ``results/search_objects.jsonl`` and ``results/search_cifar10.jsonl`` hold the rows and seeds that are finished so far,
-``results/search_objects_present.jsonl`` those of ``pb2`` and ``pbt_explore`` that were trained again under the present
-test.
+``results/search_objects_present.jsonl`` those of ``pbt_explore`` that were trained again under the present test.
 """
 
 import json
