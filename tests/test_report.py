@@ -683,7 +683,7 @@ def inspected(labels: Any, predicted: Any, classes: int, side: int = 4) -> Inspe
 
 @pytest.mark.parametrize("fill", ["zero", "mix"])
 def test_masked_versions_have_the_fill_of_the_training(fill: str, objects_dir: Path) -> None:
-    """Of two images, mix takes the other one."""
+    """With two images, mix fills each with the other."""
     torch.manual_seed(0)
     config = small_config(objects_dir, masking={"slots": 3, "width": 8, "fill": fill})
     tensors = Networks(config, SIZE, 10).state_dict()

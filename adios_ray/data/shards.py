@@ -199,9 +199,10 @@ class Dataset:
         if lacking := [name for name in names if not splits.get(name)]:
             raise DatasetError(f"{self.location} has no split {lacking[0]!r}; it has {', '.join(sorted(splits))}")
         val_ids: set[str] = set()
-        return Split("+".join(names), [self._map(entry, val_ids) for name in names for entry in splits[name]])
+        batches = [self._map(entry, val_ids if name == "val" else None) for name in names for entry in splits[name]]
+        return Split("+".join(names), batches)
 
-    def _map(self, entry: ShardEntry, val_ids: set[str]) -> pa.RecordBatch:
+    def _map(self, entry: ShardEntry, val_ids: set[str] | None) -> pa.RecordBatch:
         """Memory-map one shard without reading its pixels; see ``_content_damage``.
 
         Raises:
@@ -246,16 +247,19 @@ def _read_batch(path: Path) -> pa.RecordBatch | str:
         return f"cannot be read as a shard ({error})"
 
 
-def _content_damage(batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest, val_ids: set[str]) -> str | None:
+def _content_damage(
+    batch: pa.RecordBatch, entry: ShardEntry, manifest: Manifest, val_ids: set[str] | None
+) -> str | None:
     """Say in what the rows are not those of the manifest.
 
-    ``val_ids`` holds the source ids in the shards of val before this one; those in this one are added.
+    ``val_ids`` holds the source ids in the shards of val before this one, and those in this one are added; it is None
+    for a shard of another split.
     """
     if batch.num_rows != entry.rows or batch.schema != manifest.layout.schema():
         return "does not hold the rows or columns of the manifest"
     if empty := [name for name in batch.schema.names if batch[name].null_count]:
         return f"has rows without {', '.join(empty)}"
-    if entry in manifest.splits.get("val", ()):  # which is parted into halves by a hash of these
+    if val_ids is not None:  # val is parted into halves by a hash of these
         different = len(val_ids) + batch.num_rows
         val_ids.update(batch["source_id"].to_pylist())
         if len(val_ids) < different:
@@ -298,10 +302,10 @@ def verify(
         manifest = parse_manifest(store, manifest_bytes(store))
     damaged: list[str] = []
     cures: set[str] = set()
-    val_ids: set[str] = set()
+    of_val, val_ids = {entry.file for entry in manifest.splits.get("val", ())}, set[str]()
     for entry in manifest.entries:
         with _local_file(store, entry.file) as path:
-            if damage := _damage(path, entry, manifest, val_ids):
+            if damage := _damage(path, entry, manifest, val_ids if entry.file in of_val else None):
                 damaged.append(f"{entry.file} {damage}")
                 cures.add(MAKE_AGAIN if there else _cure(location, path, entry))
         if on_shard is not None:
@@ -325,7 +329,7 @@ def _local_file(store: Store, name: str) -> Iterator[Path]:
         yield path
 
 
-def _damage(path: Path, entry: ShardEntry, manifest: Manifest, val_ids: set[str]) -> str | None:
+def _damage(path: Path, entry: ShardEntry, manifest: Manifest, val_ids: set[str] | None) -> str | None:
     if damage := _file_damage(path, entry):
         return damage
     batch = _read_batch(path)

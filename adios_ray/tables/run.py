@@ -17,6 +17,7 @@ from ray.tune.experiment import Trial
 from adios_ray.backend.autoscaling import autoscaler_runs
 from adios_ray.backend.capacity import WAITING_S
 from adios_ray.backend.cluster import connected
+from adios_ray.backend.loop_config import threads_of
 from adios_ray.backend.preflight import check_nodes
 from adios_ray.console import say
 from adios_ray.data.claim import TRAINING, claimed
@@ -103,7 +104,7 @@ def _cell_resources(gpus: float | None) -> WorkerResources:
 
 def _trial(settings: Mapping[str, Any], cells: Mapping[str, Cell], places: Mapping[str, str]) -> None:
     """Run one cell; the body of a Tune trial."""
-    torch.set_num_threads(max(1, int(_assigned("CPU"))))
+    torch.set_num_threads(threads_of(_assigned("CPU")))
     folder = Path(settings["folder"])
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(Store(folder), say, TRAINING):  # two tables that run at the same time may share the cell

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a report without features needs no torch
 
 MOST_IMAGES = 10_000
 VERSION = 2
-"""Of the computation: what an earlier one kept is computed again."""
+"""Version of the computation; results that an earlier version kept are computed again."""
 """Most validation images to inspect: similarities of all pairs take memory with their square."""
 BANK = 2000
 """Training images that vote."""
@@ -55,7 +55,7 @@ class InspectionInfo(BaseModel):
     images: int
     """Validation images that were asked for."""
     version: int = 1
-    """Of the computation."""
+    """Version of the computation."""
     data_sha256: str
     classes: list[str]
     """Names of the classes; empty without labels, or with several for an image."""
