@@ -18,6 +18,7 @@ NO_BLUR = 1e-3
 """Standard deviation so small that all weights beside the central one underflow to 0."""
 Planes = Tensor | Sequence[Tensor]
 """Red, green and blue: [3, B, H, W], or three tensors [B, H, W]."""
+_LEAST_WEIGHT = 1e-18  # the product of two is still a normal number
 _TINY = 1e-30  # keeps the division finite for gray pixels, whose chroma is 0; it is then multiplied by that 0
 
 
@@ -203,6 +204,8 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
 def _blur_weights(sigma: Tensor) -> Tensor:
     taps = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, device=sigma.device)
     weights = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
+    # CPUs multiply subnormal numbers a hundred times as slowly, and weights as small as these change no sum.
+    weights = functional.threshold(weights, _LEAST_WEIGHT, 0)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
