@@ -25,8 +25,7 @@ the real backend, bit for bit. Data of the two studies::
     adios-ray prepare --dataset cifar10 --source CIFAR10 --output DIR --train-images 5000 --val-images 1000 \
         --test-images 5000
 
-``results/search_objects.jsonl`` and ``results/search_cifar10.jsonl`` hold the rows and seeds that are finished so far,
-``results/search_objects_present.jsonl`` those of ``pbt_explore`` that were trained again under the present test.
+``results/search_objects.jsonl`` and ``results/search_cifar10.jsonl`` hold the rows and seeds that are finished so far.
 """
 
 import json
