@@ -201,7 +201,7 @@ def test_knn_of_several_labels_has_a_score_and_its_error(scenes: Path) -> None:
     own = subject.networks.config.evaluation
     (bank, known), (queries, truth) = splits["train"], splits["test"]
     labels = [torch.from_numpy(of) for of in (known, truth)]
-    predicted = (knn_label_shares(bank, labels[0], queries, labels[1], own.neighbors, own.temperature) > 0.5).numpy()
+    predicted = (knn_label_shares(bank, labels[0], queries, own.neighbors, own.temperature) > 0.5).numpy()
     groups = np.random.default_rng(0).permutation(len(truth)) % min(50, len(truth))
     f1 = [f1_score(truth[kept], predicted[kept], average="macro", zero_division=0) for kept in (groups >= 0, *(
         groups != number for number in range(groups.max() + 1)

@@ -74,9 +74,8 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
     bank = _on_device(subject, "train")
     if manifest.multi_label:
-        held_out = _on_device(subject, subject.split)
-        predicted = knn_label_shares(*bank, *held_out, voting, own.temperature) > 0.5
-        present = held_out[1] > 0
+        features, labels = _on_device(subject, subject.split)
+        predicted, present = knn_label_shares(*bank, features, voting, own.temperature) > 0.5, labels > 0
         (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
         f1 = Score(macro_f1(predicted, present), error)
         return subject.result("knn", {"knn_macro_f1": f1}, configuration, splits)

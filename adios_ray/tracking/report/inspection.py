@@ -307,10 +307,7 @@ def _classified(subject: "Subject", chosen: Integers, whole: "Tensor") -> tuple[
     size, view = subject.image_size, subject.view
     bank = features_of(subject.networks, subject.dataset, "train", size, view, BANK)
     one_hot = torch.nn.functional.one_hot(bank.labels, len(manifest.classes)).to(whole.device)
-    blank = whole.new_zeros(len(whole), len(manifest.classes))
-    votes = knn_label_shares(
-        bank.features.to(whole.device), one_hot, whole, blank, config.neighbors, config.temperature
-    )
+    votes = knn_label_shares(bank.features.to(whole.device), one_hot, whole, config.neighbors, config.temperature)
     return labels.astype(np.int64), votes.argmax(1).cpu().numpy(), list(manifest.classes)
 
 
