@@ -236,7 +236,8 @@ def evaluate(
     """
     from rich.console import Console
 
-    from adios_ray.commands.evaluate import KINDS, Evaluate
+    from adios_ray.commands.evaluate import Evaluate
+    from adios_ray.commands.evaluation_kinds import KINDS
 
     several = checkpoint if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str) else [checkpoint]
     checkpoints = [_place(each, "checkpoint") for each in several]

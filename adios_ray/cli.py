@@ -11,7 +11,8 @@ import adios_ray
 from adios_ray.arguments import completion_script, parse_arguments
 from adios_ray.commands.data import Prepare, Verify
 from adios_ray.commands.doctor import Doctor
-from adios_ray.commands.evaluate import Evaluate, Robustness
+from adios_ray.commands.evaluate import Evaluate
+from adios_ray.commands.evaluation_kinds import Robustness
 from adios_ray.commands.masks import Masks
 from adios_ray.commands.report import Report
 from adios_ray.commands.runs import Runs

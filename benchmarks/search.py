@@ -41,7 +41,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from judging import Watched, trial_record
 from real_trainings import Trainers, train_population
-from rich.console import Console
 from schedule_free import ScheduleFreeTrainer
 from search_summary import summary
 
@@ -165,9 +164,7 @@ def space_of(rival: Rival, study: Study) -> SearchSpace:
     return SearchSpace.model_validate(values)
 
 
-def train_row(
-    study: Study, row: str, seed: int, data_dir: Path, directory: Path, console: Console | None = None
-) -> dict[str, Any]:
+def train_row(study: Study, row: str, seed: int, data_dir: Path, directory: Path) -> dict[str, Any]:
     """Train one row under one seed, and judge it.
 
     Args:
@@ -176,7 +173,6 @@ def train_row(
         seed: Seed of the study; those of its trials follow from it and are the same for all rows.
         data_dir: The prepared data set.
         directory: The run directory.
-        console: Where progress is shown; None takes standard output.
 
     Returns:
         The line of the output file.
@@ -192,7 +188,7 @@ def train_row(
         return len(state.observations) >= budget
 
     trainers = Trainers(directory, rival.trainer, watched.report)
-    state = train_population(config, space_of(rival, study), directory, trainers, study.population, enough, console)
+    state = train_population(config, space_of(rival, study), directory, trainers, study.population, enough)
     finals = {variant: watched.finals(state, variant) for variant in watched.variants}
     trials = [trial_record(name, member, watched, finals) for name, member in state.members.items()]
     return {

@@ -12,7 +12,7 @@ from small import small_config
 
 import adios_ray
 from adios_ray import api
-from adios_ray.commands.evaluate import KINDS
+from adios_ray.commands.evaluation_kinds import KINDS
 from adios_ray.errors import ConfigError, InputError, RecordError, UsageError
 from adios_ray.experiment.config import SPACES, ExperimentConfig
 from adios_ray.models.networks import Networks

@@ -14,12 +14,12 @@ from adios_ray.evaluation import clustering
 from adios_ray.evaluation.clustering import clustering_scores
 
 
-def blobs(spread: float, images: int = 120, classes: int = 5) -> tuple[Tensor, Tensor]:
-    """Draw features around one center for each class, and the classes 3, 5, 7, ..."""
+def blobs(spread: float) -> tuple[Tensor, Tensor]:
+    """Draw 120 features around one center for each of five classes, and the classes 3, 5, 7, ..."""
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(images) % classes
-    centers = 10 * torch.eye(classes, 6)
-    return centers[labels] + spread * torch.randn(images, 6, generator=generator), 2 * labels + 3
+    labels = torch.arange(120) % 5
+    centers = 10 * torch.eye(5, 6)
+    return centers[labels] + spread * torch.randn(120, 6, generator=generator), 2 * labels + 3
 
 
 def naive_scores(truth: list[int], clusters: list[int]) -> tuple[float, float, float]:

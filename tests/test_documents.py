@@ -22,7 +22,8 @@ from small import small_config
 import adios_ray
 from adios_ray.api import LoadedRun
 from adios_ray.cli import EXAMPLES, Command, main
-from adios_ray.commands.evaluate import PARTS, All, Evaluate, Transfer
+from adios_ray.commands.evaluate import Evaluate
+from adios_ray.commands.evaluation_kinds import PARTS, All, Transfer
 from adios_ray.data.shards import open_shards, verify
 from adios_ray.data.sources.image_files import ImageFiles
 from adios_ray.errors import DatasetError

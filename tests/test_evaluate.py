@@ -26,7 +26,7 @@ from waiting import TIMEOUT_S, until
 
 import adios_ray
 from adios_ray.cli import main
-from adios_ray.commands.evaluate import KINDS, Knn, Linear, Robustness, Transfer
+from adios_ray.commands.evaluation_kinds import KINDS, Knn, Linear, Robustness, Transfer
 from adios_ray.data.augment import apply_view, draw_parameters
 from adios_ray.data.loader import central_instances, central_views
 from adios_ray.data.manifest import Manifest
@@ -201,7 +201,7 @@ def test_knn_of_several_labels_has_a_score_and_its_error(scenes: Path) -> None:
     own = subject.networks.config.evaluation
     (bank, known), (queries, truth) = splits["train"], splits["test"]
     labels = [torch.from_numpy(of) for of in (known, truth)]
-    predicted = (knn_label_shares(bank, labels[0], queries, labels[1], own.neighbors, own.temperature) > 0.5).numpy()
+    predicted = (knn_label_shares(bank, labels[0], queries, own.neighbors, own.temperature) > 0.5).numpy()
     groups = np.random.default_rng(0).permutation(len(truth)) % min(50, len(truth))
     f1 = [f1_score(truth[kept], predicted[kept], average="macro", zero_division=0) for kept in (groups >= 0, *(
         groups != number for number in range(groups.max() + 1)
@@ -638,7 +638,7 @@ def test_all_says_what_is_left_out(scenes: Path, tmp_path: Path, capsys: pytest.
 def test_all_keeps_the_details_of_its_parts(
     checkpoint: str, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("adios_ray.commands.evaluate.PARTS", {"knn": Knn()})
+    monkeypatch.setattr("adios_ray.commands.evaluation_kinds.PARTS", {"knn": Knn()})
     details = []
     for kind in ("knn", "all"):
         assert main(["evaluate", kind, "--checkpoint", checkpoint, "--data-dir", str(data)]) == 0

@@ -23,10 +23,10 @@ from adios_ray.evaluation.label_free import (
 from adios_ray.training.trainer import Trainer
 
 
-def with_spectrum(values: Tensor, rows: int = 64) -> Tensor:
-    """Build centered features [rows, len(values)] with these singular values."""
+def with_spectrum(values: Tensor) -> Tensor:
+    """Build centered features [64, len(values)] with these singular values."""
     generator = torch.Generator().manual_seed(0)
-    left = torch.randn(rows, len(values), generator=generator, dtype=torch.float64)
+    left = torch.randn(64, len(values), generator=generator, dtype=torch.float64)
     left, _ = torch.linalg.qr(left - left.mean(dim=0))
     right, _ = torch.linalg.qr(torch.randn(len(values), len(values), generator=generator, dtype=torch.float64))
     features: Tensor = left * values @ right.T

@@ -1,5 +1,7 @@
 """The loop of a worker without Ray: what it measures between reports."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,7 +14,7 @@ from small import small_config
 from adios_ray.backend import loop
 from adios_ray.backend.line import Command, Start
 from adios_ray.checkpoints import STATE_FILE, Pointer, load_checkpoint
-from adios_ray.config import replaced
+from adios_ray.config import TrialConfig, replaced
 from adios_ray.errors import CheckpointError
 from adios_ray.run_directory import RunDirectory
 from adios_ray.run_storage import RunStorage
@@ -30,78 +32,95 @@ class Clock:
         """Tell the time, as ``time.monotonic``."""
         return self.now
 
-    def passing(self, seconds: float, result: Any = None) -> Any:
-        """Make a function that takes so long."""
 
-        def pass_by(*_: Any, **__: Any) -> Any:
-            self.now += seconds
-            return result
+@dataclass
+class Loop:
+    """A worker's loop whose trainer and channel only take time, and keep what they are given.
 
-        return pass_by
+    A report takes 1000 s of training and 1 s to answer, a checkpoint 300, a command 20, and a load 7.
+    """
+
+    run: Path
+    config: TrialConfig
+    reports: list[TrialReport] = field(default_factory=list)
+    checkpoints: list[Pointer] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    slots: Sequence[tuple[int, int]] = ()
+    """Number of slots of the trial, and of those that fit into a GPU's memory, at each report."""
+
+    def follow(self, commands: Sequence[Command], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Follow the commands to the last."""
+        clock = Clock()
+        trainer = SimpleNamespace(
+            config=self.config,
+            take_failed_batch=lambda: None,
+            networks=SimpleNamespace(occlusion=None, slots_at_once=1),
+            device=torch.device("cpu"),
+            measured_slots=0,
+        )
+
+        def train_to_report(idle_s: float) -> TrialReport:
+            clock.now += 1000
+            if self.slots:
+                trainer.measured_slots, trainer.networks.slots_at_once = self.slots[len(self.reports)]
+                trainer.config = replaced(self.config, {"masking.slots": trainer.measured_slots})
+            return TrialReport(epoch=len(self.reports) + 1, idle_s=idle_s)
+
+        def save(path: Path) -> Pointer:
+            clock.now += 300
+            return Pointer(path=path, sha256="")
+
+        def answer(trial: str, position: int, report: TrialReport, checkpoint: Pointer) -> None:
+            clock.now += 1
+            self.reports.append(report)
+            self.checkpoints.append(checkpoint)
+
+        def take(trial: str, position: int) -> Command:
+            clock.now += 20
+            return commands[position]
+
+        def load(trainer: object, checkpoint: Pointer, *_: object) -> Pointer:
+            clock.now += 7
+            return checkpoint
+
+        trainer.train_to_report, trainer.save = train_to_report, save
+        methods = {"take": take, "answer": answer, "note": lambda trial, text, *_: self.notes.append(text)}
+        channel = SimpleNamespace(**{name: SimpleNamespace(remote=method) for name, method in methods.items()})
+        monkeypatch.setattr(loop, "time", clock)
+        monkeypatch.setattr(loop, "load_intact", load)
+        monkeypatch.setattr(ray, "get", lambda done: done)
+        settings: Any = {"trial": "trial_00", "run_dir": str(self.run), "channel": channel, "threads": 1, "gpus": 0.0}
+        self.run.mkdir()
+        write_config(self.run, {})
+        storage = RunStorage(str(self.run))
+        storage.open()
+        loop._follow(cast(Trainer, trainer), Start(self.config, None, 0), settings, storage)
 
 
 def test_reports_tell_the_idle_time_and_checkpoints_what_they_continue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Idle is all between sending a report and the next step."""
-    run, clock, reports, checkpoints = tmp_path / "run", Clock(), list[TrialReport](), list[Pointer]()
-    notes = list[str]()
-    run.mkdir()
-    write_config(run, {})
-    donor, config = Pointer(path=run / "donor", sha256="", before=Pointer(path=run, sha256="")), small_config(tmp_path)
-
-    def train_to_report(idle_s: float) -> TrialReport:
-        clock.now += 1000
-        trainer.measured_slots, trainer.networks.slots_at_once = [(3, 2), (3, 2), (5, 5)][len(reports)]
-        trainer.config = replaced(config, {"masking.slots": trainer.measured_slots})
-        return TrialReport(epoch=len(reports) + 1, idle_s=idle_s)
-
-    def answer(trial: str, position: int, report: TrialReport, checkpoint: Pointer) -> None:
-        reports.append(report)
-        checkpoints.append(checkpoint)
-        clock.now += 1
-
-    def save(path: Path) -> Pointer:
-        clock.now += 300
-        return Pointer(path=path, sha256="")
-
-    trainer = SimpleNamespace(
-        train_to_report=train_to_report,
-        take_failed_batch=lambda: None,
-        save=save,
-        networks=SimpleNamespace(occlusion=None, slots_at_once=1),
-        device=torch.device("cpu"),
-        measured_slots=0,
-    )
-    line = [Command("train"), Command("load", config, donor), Command("train"), Command("train"), Command("stop")]
-
-    def take(trial: str, position: int) -> Command:
-        clock.now += 20
-        return line[position]
-
-    channel = SimpleNamespace(
-        take=SimpleNamespace(remote=take),
-        answer=SimpleNamespace(remote=answer),
-        note=SimpleNamespace(remote=lambda trial, text, *_: notes.append(text)),
-    )
-    monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop, "load_intact", clock.passing(7, donor))
-    monkeypatch.setattr(ray, "get", lambda done: done)
-    settings: Any = {"trial": "trial_00", "run_dir": str(run), "channel": channel, "threads": 1, "gpus": 0.0}
-    storage = RunStorage(str(run))
-    storage.open()
-    loop._follow(cast(Trainer, trainer), Start(config, None, 0), settings, storage)
-    assert notes == ["2 of 3 slots at once fit into the GPU's memory"]  # once for each measurement, where not all fit
+    found, train = Loop(tmp_path / "run", small_config(tmp_path)), Command("train")
+    donor = Pointer(path=tmp_path / "donor", sha256="", before=Pointer(path=tmp_path, sha256=""))
+    found.follow([train, Command("load", found.config, donor), train, train, Command("stop")], monkeypatch)
     # The answer, and taking the next command; in between a load, which is a command, too.
-    assert [report.idle_s for report in reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
-    assert [report.load_s for report in reports] == [0, 7, 0]
-    assert [report.checkpoint_s for report in reports] == [300, 300, 300]
-    assert [checkpoint.before and checkpoint.before.path for checkpoint in checkpoints] == [
-        None,
-        donor.path,
-        checkpoints[1].path,
+    assert [report.idle_s for report in found.reports] == [0, 1 + 20 + 7 + 20, 1 + 20]
+    assert [report.load_s for report in found.reports] == [0, 7, 0]
+    assert [report.checkpoint_s for report in found.reports] == [300, 300, 300]
+    before = [checkpoint.before and checkpoint.before.path for checkpoint in found.checkpoints]
+    assert before == [None, donor.path, found.checkpoints[1].path]
+    assert all(checkpoint.before is None or checkpoint.before.before is None for checkpoint in found.checkpoints)
+
+
+def test_slots_that_do_not_all_fit_are_noted_once_for_each_measurement(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    found = Loop(tmp_path / "run", small_config(tmp_path), slots=[(3, 2), (3, 2), (5, 5), (4, 1)])
+    found.follow([*[Command("train")] * 4, Command("stop")], monkeypatch)
+    assert found.notes == [
+        f"{most} of {slots} slots at once fit into the GPU's memory" for slots, most in ((3, 2), (4, 1))
     ]
-    assert all(checkpoint.before is None or checkpoint.before.before is None for checkpoint in checkpoints)
 
 
 def test_masks_that_storage_refuses_are_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ OPENING = {"trials": 11, "epochs": 3}
 """Halved to 6 at epoch 2 and to 4 at epoch 3."""
 
 
-def opened(directory: Path, population: int = 4, **options: Any) -> Simulation:
-    """Make a population with an opening, whose scores are distinct and do not follow the trials' numbers."""
-    simulated = simulation(directory, population, **{"opening": OPENING, **options})
+def opened(directory: Path, **options: Any) -> Simulation:
+    """Make a population of 4 with an opening, whose scores are distinct and do not follow the trials' numbers."""
+    simulated = simulation(directory, 4, **{"opening": OPENING, **options})
     simulated.fitness = lambda trial, epoch, config, before: (7 * int(trial[-2:]) % 11) / 10 + before / 100
     return simulated
 

@@ -34,14 +34,14 @@ CLASSES = ("ant", "bee/fly", "cat, big")
 NO_COUNTS = {"train": None, "val": None, "test": None}
 
 
-def hub_file(path: Path, labels: Sequence[int | None], names: Sequence[str] = CLASSES, rows: int = 10) -> None:
+def hub_file(path: Path, labels: Sequence[int | None], names: Sequence[str] = CLASSES) -> None:
     """Write what ``datasets`` writes: images as structs, the features as JSON in the schema's metadata."""
     features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
     images = [{"bytes": picture(number), "path": f"{number}.png"} for number in range(len(labels))]
     fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())]
     schema = pa.schema(fields, {"huggingface": json.dumps({"info": {"features": features}})})
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"image": images, "label": list(labels)}, schema), path, row_group_size=rows)
+    pq.write_table(pa.table({"image": images, "label": list(labels)}, schema), path, row_group_size=10)
 
 
 def plain_file(path: Path, columns: dict[str, Any], rows: int = 10) -> None:

@@ -41,15 +41,8 @@ from adios_ray.tracking.report.background import BackgroundReport
 from adios_ray.tracking.report.comparison import MARK, differences, verdict_between, write_comparison
 from adios_ray.tracking.report.features import feature_section, most_confused
 from adios_ray.tracking.report.importance import importance_of
-from adios_ray.tracking.report.inspection import (
-    MOST_IMAGES,
-    THUMBNAIL,
-    Inspection,
-    InspectionInfo,
-    _classified,
-    _inspect,
-    _projected,
-)
+from adios_ray.tracking.report.inspection import MOST_IMAGES, THUMBNAIL, Inspection, InspectionInfo
+from adios_ray.tracking.report.inspection_measurements import classify, measure, project
 from adios_ray.tracking.report.mask_statistics import agreement, slot_overlaps, slot_statistics
 from adios_ray.tracking.report.masks import mask_section, spread
 from adios_ray.tracking.report.outcome import outcome_of
@@ -628,7 +621,7 @@ def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: p
     plane = rng.normal(size=(20, 2)) @ rng.normal(size=(2, 5))
     whole, several = plane.astype(np.float32), plane[:3, None].repeat(2, axis=1).astype(np.float32)
     monkeypatch.setitem(sys.modules, "umap", None)  # as if it were not installed
-    points, masked, name, explained = _projected(whole, several)
+    points, masked, name, explained = project(whole, several)
     assert name == "PCA" and explained == pytest.approx(1.0, abs=1e-5) and masked.shape == (3, 2, 2)
     np.testing.assert_allclose(masked[:, 1], points[:3], atol=1e-5)
     # Distances in a plane are kept.
@@ -646,7 +639,7 @@ def test_features_are_projected_by_pca_or_by_umap_where_installed(monkeypatch: p
             return features[:, :2]
 
     monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
-    points, masked, name, explained = _projected(whole, several)
+    points, masked, name, explained = project(whole, several)
     assert name == "UMAP" and explained == 0 and (points == whole[:, :2]).all() and (masked == several[..., :2]).all()
 
 
@@ -688,7 +681,7 @@ def test_masked_versions_have_the_fill_of_the_training(fill: str, objects_dir: P
     config = small_config(objects_dir, masking={"slots": 3, "width": 8, "fill": fill})
     tensors = Networks(config, SIZE, 10).state_dict()
     subject = build_subject(Weights(config, SIZE, 10, "made for a test", tensors), open_shards(objects_dir), "val")
-    found, _ = _inspect(subject, 2)
+    found, _ = measure(subject, 2)
     chosen, networks = subject.held_out.spread(2), subject.networks
     assert networks.occlusion is not None
     with torch.no_grad():
@@ -738,7 +731,7 @@ def test_images_of_a_single_class_have_no_classes_on_the_map() -> None:
     manifest = types.SimpleNamespace(classes=("unlabeled",), multi_label=False)
     held_out = types.SimpleNamespace(labels=np.zeros(4, np.int64))
     subject: Any = types.SimpleNamespace(dataset=types.SimpleNamespace(manifest=manifest), held_out=held_out)
-    labels, predicted, classes = _classified(subject, np.arange(3), torch.zeros(3, 2))
+    labels, predicted, classes = classify(subject, np.arange(3), torch.zeros(3, 2))
     assert labels.tolist() == predicted.tolist() == [-1, -1, -1] and classes == []
 
 

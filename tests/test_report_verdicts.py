@@ -122,11 +122,11 @@ def steady(rows: list[Row]) -> list[Row]:
     ]
 
 
-def images(rng: np.random.Generator, trials: int, better: float = 0.0, number: int = 300) -> np.ndarray[Any, Any]:
+def images(rng: np.random.Generator, trials: int, better: float = 0.0) -> np.ndarray[Any, Any]:
     """Draw outcomes of images that are hard for all trials or for none; the first trial is better by so much."""
-    own = rng.normal(0, 0.1, (trials, number))
+    own = rng.normal(0, 0.1, (trials, 300))
     own[0] += better
-    return np.clip(rng.uniform(0.2, 0.8, number) + own, 0, 1)
+    return np.clip(rng.uniform(0.2, 0.8, 300) + own, 0, 1)
 
 
 def test_alike_trials(tmp_path: Path) -> None:

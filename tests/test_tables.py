@@ -22,7 +22,7 @@ from small import COUNTS, make_objects, small_config
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.backend.preflight import source_checksum
-from adios_ray.commands.evaluate import PARTS, Linear
+from adios_ray.commands.evaluation_kinds import PARTS, Linear
 from adios_ray.commands.masks import Masks
 from adios_ray.config import LINEAR_RATES, TrialConfig, replaced
 from adios_ray.data.shards import open_shards

@@ -195,14 +195,14 @@ def test_slot_colors_are_distinct() -> None:
 
 
 def test_a_picture_of_a_run_has_a_row_for_each_slot(run_dir: Path, tmp_path: Path) -> None:
-    run_picture.save_masks_of_run(run_dir, tmp_path / "masks.png", trial="trial_02", images=5)
-    slots = run_masks.read_masks(run_dir, "trial_02", 12).masks.shape[1]
+    run_picture.save_masks_of_run(run_dir, tmp_path / "masks.png", "trial_02")
+    stored = run_masks.read_masks(run_dir, "trial_02", 12)
+    images, slots = stored.masks.shape[:2]
     with Image.open(tmp_path / "masks.png") as sheet:
-        assert sheet.size == (5 * 100 - 4, (2 + slots) * 100 - 4)
-        first = run_masks.read_masks(run_dir, "trial_02", 12).images[0]
-        assert sheet.getpixel((1, 1)) == tuple(first[0, 0])
+        assert sheet.size == (images * 100 - 4, (2 + slots) * 100 - 4)
+        assert sheet.getpixel((1, 1)) == tuple(stored.images[0, 0, 0])
     with pytest.raises(RecordError, match="no masks of trial"):
-        run_picture.save_masks_of_run(run_dir, tmp_path / "none.png", trial="trial_99")
+        run_picture.save_masks_of_run(run_dir, tmp_path / "none.png", "trial_99")
 
 
 def test_a_picture_of_a_run_replaces_no_other_file(run_dir: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command that writes reports."""
 
 import webbrowser
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,13 +32,21 @@ class Report:
 
     def run(self) -> None:
         """Write the pages and print their paths."""
-        from adios_ray.console import say_aside
-        from adios_ray.places import check_output_file, delivered, fetched, insist, require_local
-        from adios_ray.run_storage import fetched_run
-        from adios_ray.tracking.report.comparison import MARK, write_comparison
-        from adios_ray.tracking.report.inspection import MOST_IMAGES, inspect_best
-        from adios_ray.tracking.report.page import write_report
-        from adios_ray.tracking.report.run_data import read_run
+        self._check_options()
+        paths = self._fetched_runs()
+        uris = [str(place) if local_path(place) is None else None for place in self.runs]
+        for place, path, uri in zip(self.runs, paths, uris, strict=True):
+            page = self._write(place, path, uri)
+        if len(paths) > 1:
+            page = self._compare(paths, uris)
+        if self.open and not webbrowser.open(page.resolve().as_uri()):
+            print("no browser was found; open the file above")
+
+    def _check_options(self) -> None:
+        """Raise a UsageError for an option that is missing or cannot be used."""
+        from adios_ray.places import check_output_file, require_local
+        from adios_ray.tracking.report.comparison import MARK
+        from adios_ray.tracking.report.inspection import MOST_IMAGES
 
         if not self.runs:
             raise UsageError("name at least one run directory, e.g. adios-ray report runs/RUN")
@@ -52,6 +61,15 @@ class Report:
             check_output_file(self.output, MARK, *self.runs)
             if not str(self.output).endswith(".html"):
                 raise UsageError(f"--output {self.output} must end in .html: the comparison is a page")
+
+    def _fetched_runs(self) -> list[Path]:
+        """Return the directory of each run, of a run at a URI that of its copy.
+
+        Raises:
+            UsageError: If one is not that of a run, or is named twice.
+        """
+        from adios_ray.run_storage import fetched_run
+
         paths = [fetched_run(place) for place in self.runs]
         for place, path in zip(self.runs, paths, strict=True):
             if (path / REPLAY_FILE).is_file():
@@ -65,25 +83,39 @@ class Report:
         for place, path in zip(self.runs, resolved, strict=True):
             if resolved.count(path) > 1:
                 raise UsageError(f"{place} is named twice: name different runs to compare")
-        uris = [str(place) if local_path(place) is None else None for place in self.runs]
-        for place, path, uri in zip(self.runs, paths, uris, strict=True):
-            layout = RunDirectory(path)
-            if self.images:
-                run = read_run(path)
-                if run.best is not None:
-                    fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
-                inspect_best(run, self.images, say_aside)
-            page = write_report(path, uri)
-            if uri:
-                for file in filter(Path.exists, (layout.inspection, page)):
-                    insist(partial(Store(uri).put, file, file.name))
-            print(f"{uri}/{page.name}" if uri else page)
-        if len(self.runs) > 1:
-            # A local path may end in "..": only a resolved one has a folder above it that is its parent.
-            first = Store(self.runs[0] if local_path(self.runs[0]) is None else paths[0].resolve())
-            output = self.output or f"{split_location(str(first))[0]}/comparison.html"
-            with delivered(output) as page:
-                write_comparison([read_run(path, uri) for path, uri in zip(paths, uris, strict=True)], page)
-            print(output)
-        if self.open and not webbrowser.open(page.resolve().as_uri()):
-            print("no browser was found; open the file above")
+        return paths
+
+    def _write(self, place: Location, path: Path, uri: str | None) -> Path:
+        """Write the report of a run, to its URI too, and print where; return the local file."""
+        from adios_ray.console import say_aside
+        from adios_ray.places import fetched, insist
+        from adios_ray.tracking.report.inspection import inspect_best
+        from adios_ray.tracking.report.page import write_report
+        from adios_ray.tracking.report.run_data import read_run
+
+        layout = RunDirectory(path)
+        if self.images:
+            run = read_run(path)
+            if run.best is not None:
+                fetched(f"{place}/{layout.relative(layout.checkpoints / run.best[0])}")
+            inspect_best(run, self.images, say_aside)
+        page = write_report(path, uri)
+        if uri:
+            for file in filter(Path.exists, (layout.inspection, page)):
+                insist(partial(Store(uri).put, file, file.name))
+        print(f"{uri}/{page.name}" if uri else page)
+        return page
+
+    def _compare(self, paths: Sequence[Path], uris: Sequence[str | None]) -> Path:
+        """Write the page that compares the runs, and print where; return the local file."""
+        from adios_ray.places import delivered
+        from adios_ray.tracking.report.comparison import write_comparison
+        from adios_ray.tracking.report.run_data import read_run
+
+        # A local path may end in "..": only a resolved one has a folder above it that is its parent.
+        first = Store(uris[0] or paths[0].resolve())
+        output = self.output or f"{split_location(str(first))[0]}/comparison.html"
+        with delivered(output) as page:
+            write_comparison([read_run(path, uri) for path, uri in zip(paths, uris, strict=True)], page)
+        print(output)
+        return page

@@ -202,11 +202,11 @@ def _knn(evaluated: _Evaluated) -> Score:
     if not train_features.isfinite().all():
         raise FloatingPointError("features of training images are not finite")
     train_labels = torch.from_numpy(train.labels[bank]).to(features.device)
-    voters = train_features, train_labels, features, labels, config.neighbors, config.temperature
+    voters, settings = (train_features, train_labels, features), (config.neighbors, config.temperature)
     if labels.ndim == 1:
-        shares, correct = knn_votes(*voters)
+        shares, correct = knn_votes(*voters, labels, *settings)
         return lambda chosen: _mean(shares[chosen], correct[chosen])
-    predicted, present = knn_label_shares(*voters) > 0.5, labels > 0
+    predicted, present = knn_label_shares(*voters, *settings) > 0.5, labels > 0
 
     def score(chosen: Tensor) -> Estimate:
         own, truth = predicted[chosen], present[chosen]

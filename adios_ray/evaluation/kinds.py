@@ -6,7 +6,7 @@ too small for a measure are refused before features are extracted. docs/evaluati
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ from adios_ray.evaluation.knn import (
     knn_sweep,
     macro_f1,
 )
-from adios_ray.evaluation.linear import Lbfgs, Sgd, accuracy_scores, evaluate_linear, rates_at_once
+from adios_ray.evaluation.linear import Batches, Lbfgs, Sgd, accuracy_scores, evaluate_linear, rates_at_once
 from adios_ray.evaluation.multilabel import multilabel_probe
 from adios_ray.evaluation.requirements import check_labels, check_masks_are_learned, check_object_masks, why_not_val
 from adios_ray.evaluation.result import LEFT_OUT, EvaluationResult, Row, Score
@@ -74,9 +74,8 @@ def knn(subject: Subject, neighbors: Sequence[int] = (), temperatures: Sequence[
     swept_temperatures = tuple(dict.fromkeys((*(temperatures or TEMPERATURES), own.temperature)))
     bank = _on_device(subject, "train")
     if manifest.multi_label:
-        held_out = _on_device(subject, subject.split)
-        predicted = knn_label_shares(*bank, *held_out, voting, own.temperature) > 0.5
-        present = held_out[1] > 0
+        features, labels = _on_device(subject, subject.split)
+        predicted, present = knn_label_shares(*bank, features, voting, own.temperature) > 0.5, labels > 0
         (error,) = jackknife_errors(lambda kept: [macro_f1(predicted[kept], present[kept])], len(present))
         f1 = Score(macro_f1(predicted, present), error)
         return subject.result("knn", {"knn_macro_f1": f1}, configuration, splits)
@@ -140,38 +139,16 @@ def linear(
     check_labels(subject.dataset, "linear", splits)
     features = {split: subject.features(split) for split in splits}
     train, held_out = features["train"], features[subject.split]
-    images = subject.dataset.split("train")
     together = rates_at_once(len(subject.dataset.manifest.classes), train.features.shape[1], batch_size)
-    steps = epochs * len(images) * math.ceil(len(rates) / together) if solver == "sgd" else 0
+    steps = epochs * len(train.features) * math.ceil(len(rates) / together) if solver == "sgd" else 0
     with subject.progress("linear classifiers", steps) as advance:
-
-        def epoch_features(epoch: int, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-            """Yield the features of each batch, or extract those of its augmented views."""
-            given: Iterable[Tensor] = (train.features[batch] for batch in batches)
-            if augment:
-                orders = [batch.numpy() for batch in batches]
-                backbone, size = subject.networks.backbone, subject.image_size
-                given = view_feature_batches(
-                    backbone, images, orders, size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch
-                )
-            for features in given:
-                advance(len(features))
-                yield features
-
-        val = features.get("val", held_out)
-        found = evaluate_linear(train, val, held_out, settings, standardize, subject.device, epoch_features)
+        batches = _augmented(subject) if augment else _stored(train.features)
+        counted, val = _counted(batches, advance), features.get("val", held_out)
+        found = evaluate_linear(train, val, held_out, settings, standardize, subject.device, counted)
     configuration: dict[str, Any] = {"solver": solver, "standardize": standardize}
     if isinstance(settings, Sgd):
-        configuration |= {
-            "augment": augment,
-            "rates": settings.rates,
-            "selected_rate": found.rate,
-            "selected_on": "val" if chooses else None,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "milestones": settings.decays,
-            "momentum": settings.momentum,
-        }
+        chosen = {"selected_rate": found.rate, "selected_on": "val" if chooses else None}
+        configuration |= {"augment": augment, **settings.configuration, **chosen}
     else:
         configuration["penalty"] = settings.penalty
     seen = "val" if subject.has_val else subject.split
@@ -185,6 +162,33 @@ def linear(
     ]
     scores = accuracy_scores("", found.test) | (accuracy_scores("val_", found.val) if subject.has_val else {})
     return subject.result("linear", scores, configuration, splits, details)
+
+
+def _stored(features: Tensor) -> Batches:
+    """Give the batches of each epoch from features [M, F] of central views."""
+    return lambda epoch, batches: (features[batch] for batch in batches)
+
+
+def _augmented(subject: Subject) -> Batches:
+    """Extract the features of each epoch's augmented views of the training images."""
+    backbone, images, size = subject.networks.backbone, subject.dataset.split("train"), subject.image_size
+
+    def extracted(epoch: int, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        orders = [batch.numpy() for batch in batches]
+        return view_feature_batches(backbone, images, orders, size, CROPS_AND_FLIPS, subject.seed, STREAM, epoch)
+
+    return extracted
+
+
+def _counted(given: Batches, advance: Callable[[int], object]) -> Batches:
+    """Report the images of each batch."""
+
+    def counted(epoch: int, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        for features in given(epoch, batches):
+            advance(len(features))
+            yield features
+
+    return counted
 
 
 def clustering(subject: Subject) -> EvaluationResult:

@@ -78,8 +78,8 @@ def knn_votes(
     """
     classes = int(bank_labels.max()) + 1
     shares, correct = [], []
-    for truth, weights, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width=classes):
-        voted = bank_labels[nearest]
+    for block, weights, nearest in _neighborhoods(bank, features, neighbors, temperature, width=classes):
+        voted, truth = bank_labels[nearest], labels[block]
         votes = weights.new_zeros(len(weights), classes)
         # One neighbor at a time: a scatter-add of repeated indices has no fixed order on GPUs, which can turn a tie.
         for number, weight in zip(voted.T, weights.T, strict=True):
@@ -89,23 +89,20 @@ def knn_votes(
     return Votes(torch.cat(shares), torch.cat(correct))
 
 
-def knn_label_shares(
-    bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float
-) -> Tensor:
+def knn_label_shares(bank: Tensor, bank_labels: Tensor, features: Tensor, neighbors: int, temperature: float) -> Tensor:
     """Compute the share of a query's neighbors' votes that each label gets, [Q, C] in [0, 1] (multi-label).
 
     Args:
         bank: Features of the voting images, [M, F].
         bank_labels: Zeros and ones, [M, C].
         features: Queries, [Q, F].
-        labels: Zeros and ones, [Q, C], of which only the shape is used.
         neighbors: How many neighbors vote; all M where there are fewer.
         temperature: > 0.
     """
-    width = labels.shape[1] * min(neighbors, len(bank))
+    width = bank_labels.shape[1] * min(neighbors, len(bank))
     parts = [
         torch.einsum("qk,qkc->qc", weights, bank_labels[nearest].to(weights.dtype))
-        for _, weights, nearest in _neighborhoods(bank, features, labels, neighbors, temperature, width)
+        for _, weights, nearest in _neighborhoods(bank, features, neighbors, temperature, width)
     ]
     return torch.cat(parts).clamp(max=1)
 
@@ -149,8 +146,8 @@ def knn_sweep(
     check_settings(neighbors, temperatures)
     _check(bank, bank_labels, features, labels)
     few_classes = len(torch.cat([bank_labels, labels]).unique()) <= 5
-    by_cosine = _right(_cosine_votes(bank, features, labels, max(neighbors), temperatures), bank_labels, neighbors)
-    by_distance = _right(_euclidean_votes(bank, features, labels, max(neighbors)), bank_labels, neighbors)
+    by_cosine = _right(_cosine_votes(bank, features, max(neighbors), temperatures), bank_labels, labels, neighbors)
+    by_distance = _right(_euclidean_votes(bank, features, max(neighbors)), bank_labels, labels, neighbors)
 
     def score(distance: Distance, temperature: float | None, count: int, right: Tensor) -> KnnScore:
         """Divide the numbers [2] of queries that are right by the number of queries."""
@@ -191,21 +188,22 @@ def _check(bank: Tensor, bank_labels: Tensor, features: Tensor, labels: Tensor) 
 
 
 def _right(
-    votes: Iterator[tuple[Tensor, Tensor, Tensor]], bank_labels: Tensor, neighbors: Sequence[int]
+    votes: Iterator[tuple[slice, Tensor, Tensor]], bank_labels: Tensor, labels: Tensor, neighbors: Sequence[int]
 ) -> dict[int, Tensor]:
     """Count queries whose class comes first, and among the first five, for each number of neighbors.
 
     Args:
-        votes: Blocks of q queries: labels [q], weights of votes in W settings [q, W, k], bank rows that vote [q, k].
+        votes: Blocks of q queries: which, weights of votes in W settings [q, W, k], bank rows that vote [q, k].
         bank_labels: Classes of the bank, [M].
+        labels: Classes of the queries, [Q].
         neighbors: Numbers of neighbors, at most k of which vote.
 
     Returns:
         For each number of neighbors, counts [W, 2].
     """
     right: dict[int, Tensor] = dict.fromkeys(neighbors, torch.zeros((), dtype=torch.int64, device=bank_labels.device))
-    for truth, weights, nearest in votes:
-        classes = bank_labels[nearest]
+    for block, weights, nearest in votes:
+        classes, truth = bank_labels[nearest], labels[block]
         # Votes are kept for the at most k classes of a query's own neighbors, instead of for all classes. In ascending
         # order, so that the lower of two columns is that of the lower class.
         column = _ranks_of_values(classes)
@@ -234,9 +232,9 @@ def _ranks_of_values(values: Tensor) -> Tensor:
 
 
 def _cosine_votes(
-    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperatures: Sequence[float], width: int = 0
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of q queries, W temperatures: labels [q, ...], weights > 0 [q, W, k], bank rows that vote [q, k].
+    bank: Tensor, features: Tensor, neighbors: int, temperatures: Sequence[float], width: int = 0
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield blocks of q queries, W temperatures: which, weights > 0 [q, W, k], bank rows that vote [q, k].
 
     ``width`` is the number of elements that the caller allocates for each query.
     """
@@ -244,41 +242,45 @@ def _cosine_votes(
     queries = _block(count, max(width, len(temperatures) * count))
     norms = bank.norm(dim=1).clamp(min=EPSILON)
     divisors = torch.tensor(temperatures, dtype=features.dtype, device=features.device)[:, None]
-    for part, truth in zip(features.split(queries), labels.split(queries), strict=True):
-        unit = functional.normalize(part, dim=1)
+    for block in _blocks(len(features), queries):
+        unit = functional.normalize(features[block], dim=1)
         similarity, nearest = _nearest(_cosine, unit, bank, norms, count, VALUES // queries)
         # Relative to the nearest neighbor, as in a softmax: exp() of s / temperature alone can overflow.
         weights = ((similarity - similarity[:, :1])[:, None] / divisors).exp()
         # A vote that underflows still counts: a weight of 0 would mean that the class has none.
-        yield truth, weights.clamp(min=torch.finfo(weights.dtype).tiny), nearest
+        yield block, weights.clamp(min=torch.finfo(weights.dtype).tiny), nearest
 
 
-def _euclidean_votes(
-    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield blocks of q queries: labels [q], weights > 0 [q, 1, k], bank rows that vote [q, k]."""
+def _euclidean_votes(bank: Tensor, features: Tensor, neighbors: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield blocks of q queries: which, weights > 0 [q, 1, k], bank rows that vote [q, k]."""
     count = min(neighbors, len(bank))
     queries = _block(count, max(count, features.shape[1]))
     squares = bank.norm(dim=1).square()
-    for part, truth in zip(features.split(queries), labels.split(queries), strict=True):
+    for block in _blocks(len(features), queries):
+        part = features[block]
         _, nearest = _nearest(_less_squared_distance, part, bank, squares, count, VALUES // queries)
         # From differences: by the expanded square, copies of a query can be at 1e-3 of its norm instead of 0.
         exact = torch.stack([(bank[rows] - part).norm(dim=1) for rows in nearest.T], dim=1)
         distance, order = exact.sort(dim=1)
-        yield truth, 1 / (distance + DISTANCE_OFFSET)[:, None], nearest.gather(1, order)
+        yield block, 1 / (distance + DISTANCE_OFFSET)[:, None], nearest.gather(1, order)
 
 
 def _neighborhoods(
-    bank: Tensor, features: Tensor, labels: Tensor, neighbors: int, temperature: float, width: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    bank: Tensor, features: Tensor, neighbors: int, temperature: float, width: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield what ``_cosine_votes`` does for one temperature, with weights [q, k] that sum to 1."""
-    for truth, weights, nearest in _cosine_votes(bank, features, labels, neighbors, [temperature], width):
-        yield truth, weights[:, 0] / weights[:, 0].sum(dim=1, keepdim=True), nearest
+    for block, weights, nearest in _cosine_votes(bank, features, neighbors, [temperature], width):
+        yield block, weights[:, 0] / weights[:, 0].sum(dim=1, keepdim=True), nearest
 
 
 def _block(count: int, width: int) -> int:
     """Return how many queries a block has, with this many neighbors and allocated elements for each query."""
     return max(min(QUERIES, VALUES // max(width, 2 * count)), 1)
+
+
+def _blocks(count: int, size: int) -> Iterator[slice]:
+    """Cut ``count`` queries into blocks of ``size``, of which the last may be smaller."""
+    return (slice(first, first + size) for first in range(0, count, size))
 
 
 def _cosine(queries: Tensor, rows: Tensor, norms: Tensor) -> Tensor:

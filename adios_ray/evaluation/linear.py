@@ -13,7 +13,7 @@ as long on a CPU.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,6 +150,17 @@ class Sgd:
         """The milestones, whether given or not."""
         default = round(0.6 * self.epochs), round(0.8 * self.epochs)
         return default if self.milestones is None else self.milestones
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The settings that a result names; the seed is common to all evaluations."""
+        return {
+            "rates": self.rates,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "milestones": self.decays,
+            "momentum": self.momentum,
+        }
 
 
 @dataclass(frozen=True)

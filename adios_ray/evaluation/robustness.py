@@ -85,11 +85,7 @@ def robustness(
         for name, hits in probed.correct.items()
     ]
     configuration: dict[str, Any] = {
-        "rates": sgd.rates,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "milestones": sgd.decays,
-        "momentum": sgd.momentum,
+        **sgd.configuration,
         "selected_on": "val",
         "selected_rate": probed.rate,
         "variations": {

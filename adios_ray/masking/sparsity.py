@@ -27,7 +27,7 @@ def sparsity(masks: Tensor) -> Tensor:
     return 1 / torch.sin(math.pi * inside)
 
 
-def size_entropy(masks: Tensor, views: int = 1) -> Tensor:
+def size_entropy(masks: Tensor, views: int) -> Tensor:
     """Sum the negative entropies of the images' mask sizes: E = sum of softmax(s) log softmax(s).
 
     A term of the authors' code, not in the paper. s are the mean values of an image's masks; where both views are

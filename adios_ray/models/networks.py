@@ -138,21 +138,18 @@ class Networks(nn.Module):
         for part in parts:
             part.compile(dynamic=False, **options)  # few shapes, each faster by itself than as a case of symbolic ones
 
-    def embed(
-        self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None, fill: Tensor | None = None
-    ) -> tuple[Embedding, Tensor]:
+    def embed(self, x: Tensor, mask: Tensor | None = None, target: Tensor | None = None) -> tuple[Embedding, Tensor]:
         """Embed one view, with gradient.
 
         Args:
             x: Normalized images [B, 3, S, S].
-            mask: Mask [B, 1, S, S] in [0, 1]; 1 removes the pixel.
+            mask: Mask [B, 1, S, S] in [0, 1], where 1 makes the pixel 0.
             target: The view's target, [B, D], if already known; computed if None.
-            fill: What removed pixels become, [B, 3, S, S]; None makes them 0.
 
         Returns:
             The embedding (online and target, [B, D], at least single precision) and detached features [B, F].
         """
-        views, features = self._embed([View(x, mask, fill)], None if target is None else [target])
+        views, features = self._embed([View(x, mask)], None if target is None else [target])
         return views[0], features
 
     def embed_together(self, views: Sequence["View"], targets: Sequence[Tensor] | None = None) -> list[Embedding]:

@@ -228,7 +228,7 @@ def averaged(weights: Weights) -> Weights:
 
 
 def build_initial_backbone(
-    config: BackboneConfig, tensors: Mapping[str, Tensor] | None, image_size: int, cifar_stem: bool = False
+    config: BackboneConfig, tensors: Mapping[str, Tensor] | None, image_size: int, cifar_stem: bool
 ) -> tuple[nn.Module, int]:
     """Build a backbone for another data set, in training mode.
 

@@ -8,7 +8,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
-from adios_ray.commands.evaluate import PARTS, Knn, Linear, Robustness, Transfer, prepared_for
+from adios_ray.commands.evaluation_kinds import PARTS, Knn, Linear, Robustness, Transfer, prepared_for
 from adios_ray.config import CentralView, check_view
 from adios_ray.data.shards import open_shards
 from adios_ray.data.sources.backgrounds import ORIGINAL

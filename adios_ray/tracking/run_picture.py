@@ -13,15 +13,17 @@ from adios_ray.store import Location
 from adios_ray.tracking import lineage, results, run_masks
 from adios_ray.tracking.pictures import MARK, save_mask_sheet
 
+IMAGES = 8
+"""Most validation images of a picture."""
 
-def save_masks_of_run(run_dir: Path, path: Path, trial: str | None = None, images: int = 8) -> None:
+
+def save_masks_of_run(run_dir: Path, path: Path, trial: str | None) -> None:
     """Write the sheet of a trial's latest masks as PNG.
 
     Args:
         run_dir: The run directory.
         path: The PNG to write.
         trial: Trial whose masks are drawn; None takes the trial of highest fitness.
-        images: Number of validation images.
 
     Raises:
         RecordError: If the trial has no masks, or no trial has reported.
@@ -32,7 +34,7 @@ def save_masks_of_run(run_dir: Path, path: Path, trial: str | None = None, image
     if not epochs:
         raise RecordError(f"{run_dir}: no masks of trial {name!r} are stored")
     stored = run_masks.read_masks(run_dir, name, epochs[-1])
-    save_mask_sheet(stored.images[:images], stored.masks[:images], path)
+    save_mask_sheet(stored.images[:IMAGES], stored.masks[:IMAGES], path)
 
 
 def main(

@@ -21,7 +21,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from adios_ray import cli
-from adios_ray.commands.evaluate import KINDS, Evaluate
+from adios_ray.commands.evaluate import Evaluate
+from adios_ray.commands.evaluation_kinds import KINDS
 from adios_ray.config import ADAPTABLE
 from adios_ray.experiment.config import SPACES
 

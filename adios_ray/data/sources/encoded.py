@@ -119,7 +119,7 @@ class EncodedImages(ListedSource, ABC):
 
 
 def class_names(
-    found: Mapping[str, Set[Label]], names: tuple[str, ...] | None, root: str, allow_missing_classes: bool = False
+    found: Mapping[str, Set[Label]], names: tuple[str, ...] | None, root: str, allow_missing_classes: bool
 ) -> tuple[tuple[str, ...], dict[Label, str]]:
     """Name the classes.
 

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from adios_ray.tracking.report.run_data import RunData
+from adios_ray.tracking.results import Row
 
 FEWEST_SAMPLES = 12
 """Samples below which nothing is computed: a forest would fit noise."""
@@ -42,6 +44,14 @@ class Importance(NamedTuple):
         return any(mean > self.noise for mean, _ in self.values.values())
 
 
+class _Sample(NamedTuple):
+    """A report whose values are the features, what they explain, and what else explains it."""
+
+    row: Row
+    target: float
+    context: tuple[float, ...] = ()
+
+
 def importance_of(run: RunData) -> Importance | None:
     """Compute the permutation importance of the searched values (Breiman 2001); None for too few reports.
 
@@ -50,17 +60,21 @@ def importance_of(run: RunData) -> Importance | None:
     least half of the trials reached. Folds hold out whole trials. The band of noise comes from shuffled copies of the
     values among the features (Kursa and Rudnicki 2010).
     """
-    features, target, groups, context = _samples(run)
-    paths = run.searched
-    if len(target) < FEWEST_SAMPLES or len(set(groups)) < FOLDS or not paths or np.ptp(target) == 0:
+    samples, paths = list(_gains(run) if run.evolves else _last_scores(run)), run.searched
+    if len(samples) < FEWEST_SAMPLES or len({sample.row.trial for sample in samples}) < FOLDS or not paths:
+        return None
+    if len({sample.target for sample in samples}) == 1:
         return None
     from sklearn.ensemble import RandomForestRegressor  # takes a second to import
     from sklearn.model_selection import GroupKFold
 
     rng = np.random.default_rng(SEED)
-    if len(target) > MOST_SAMPLES:
-        chosen = rng.choice(len(target), MOST_SAMPLES, replace=False)
-        features, target, groups, context = features[chosen], target[chosen], groups[chosen], context[chosen]
+    if len(samples) > MOST_SAMPLES:
+        samples = [samples[number] for number in rng.choice(len(samples), MOST_SAMPLES, replace=False)]
+    features = np.array([[_number(run, path, sample.row.values.get(path)) for path in paths] for sample in samples])
+    target = np.array([sample.target for sample in samples])
+    context = np.array([sample.context for sample in samples], dtype=np.float64)
+    groups = [sample.row.trial for sample in samples]
     shadows = np.concatenate([rng.permuted(features, axis=0) for _ in range(SHADOWS)], axis=1)
     everything = np.concatenate([features, shadows, context], axis=1)
     ranked = features.shape[1] * (1 + SHADOWS)
@@ -97,38 +111,27 @@ def _drops(
     return base, np.asarray(((predicted - target) ** 2).mean(axis=(1, 2)) - base)
 
 
-def _samples(run: RunData) -> tuple[Floats, Floats, npt.NDArray[np.str_], Floats]:
-    """Return features [M, D] of the searched values, targets [M], trials [M], and context [M, C]."""
-    rows, context, target = [], [], []
-    if run.evolves:
-        copies = defaultdict[str, list[int]](list)
-        for exploit in run.exploits:
-            if exploit.copies:
-                copies[exploit.trial].append(exploit.epoch)
-        for trial, reports in run.by_trial.items():
-            for before, row in itertools.pairwise(reports):
-                gain = row.fitness - before.fitness
-                # A copy may be decided between two reports.
-                if math.isfinite(gain) and not any(before.epoch <= copy < row.epoch for copy in copies[trial]):
-                    rows.append(row)
-                    context.append([float(row.epoch), before.fitness])
-                    target.append(gain)
-    else:
-        last = sorted((rows[-1].epoch for rows in run.by_trial.values()), reverse=True)
-        reached = last[(len(last) - 1) // 2] if last else 0
-        for reports in run.by_trial.values():
-            for row in reports:
-                if row.epoch == reached and math.isfinite(row.fitness):
-                    rows.append(row)
-                    context.append([])
-                    target.append(row.fitness)
-    features = [[_number(run, path, row.values.get(path)) for path in run.searched] for row in rows]
-    return (
-        np.array(features, dtype=np.float64).reshape(len(rows), len(run.searched)),
-        np.array(target, dtype=np.float64),
-        np.array([row.trial for row in rows]),
-        np.array(context, dtype=np.float64).reshape(len(rows), 2 if run.evolves else 0),
-    )
+def _gains(run: RunData) -> Iterator[_Sample]:
+    """Yield the gain between each two reports of the same weights, with its epoch and the score before it."""
+    copies = defaultdict[str, list[int]](list)
+    for exploit in run.exploits:
+        if exploit.copies:
+            copies[exploit.trial].append(exploit.epoch)
+    for trial, reports in run.by_trial.items():
+        for before, row in itertools.pairwise(reports):
+            gain = row.fitness - before.fitness
+            # A copy may be decided between two reports.
+            if math.isfinite(gain) and not any(before.epoch <= copy < row.epoch for copy in copies[trial]):
+                yield _Sample(row, gain, (row.epoch, before.fitness))
+
+
+def _last_scores(run: RunData) -> Iterator[_Sample]:
+    """Yield the scores at the last epoch that at least half of the trials reached."""
+    last = sorted((rows[-1].epoch for rows in run.by_trial.values()), reverse=True)
+    reached = last[(len(last) - 1) // 2] if last else 0
+    for row in run.rows:
+        if row.epoch == reached and math.isfinite(row.fitness):
+            yield _Sample(row, row.fitness)
 
 
 def _number(run: RunData, path: str, value: Any) -> float:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,23 +20,14 @@ from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.run_masks import Pixels, opened_archive
 from adios_ray.validation import parse_json
 
-if TYPE_CHECKING:  # a report without features needs no torch
-    from torch import Tensor
-
-    from adios_ray.evaluation.subject import Subject
-
 MOST_IMAGES = 10_000
+"""Most validation images to inspect: similarities of all pairs take memory with their square."""
 VERSION = 2
 """Version of the computation; results that an earlier version kept are computed again."""
-"""Most validation images to inspect: similarities of all pairs take memory with their square."""
-BANK = 2000
-"""Training images that vote."""
-MASKED = 100
-"""Images whose masked versions are on the map."""
 THUMBNAIL = 48
 """Largest side of the pictures of all images."""
-PICKED, QUERIES, NEAREST = 6, 5, 4
-"""Images that masks hurt most, and least, that are drawn large; images whose neighbors are shown, and how many."""
+PICKED = 6
+"""Images that masks hurt most, and as many that they hurt least, that are drawn large."""
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -128,11 +119,13 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
     Raises:
         CheckpointError: If the checkpoint does not fit its configuration.
     """
+    # Here: a report without features needs no torch.
     from adios_ray.checkpoints import newest_intact
     from adios_ray.data.shards import open_shards
     from adios_ray.errors import DatasetError
     from adios_ray.evaluation.subject import build_subject, opened
     from adios_ray.models.weights import averaged, load_weights
+    from adios_ray.tracking.report.inspection_measurements import measure
 
     if run.best is None:
         return
@@ -160,7 +153,7 @@ def inspect_best(run: RunData, images: int, say: Callable[[str], None]) -> None:
             **key,
             "data_sha256": dataset.manifest.checksum,
         }
-        _write(RunDirectory(run.path).inspection, *_inspect(subject, images), found)
+        _write(RunDirectory(run.path).inspection, *measure(subject, images), found)
     return None
 
 
@@ -169,156 +162,3 @@ def _write(path: Path, arrays: dict[str, Any], measured: dict[str, Any], found: 
     buffer = io.BytesIO()
     np.savez_compressed(buffer, info=np.frombuffer(info, dtype=np.uint8), **arrays)
     atomic_write(path, buffer.getvalue())
-
-
-def _inspect(subject: "Subject", images: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute the arrays of an ``Inspection``, and what its ``info`` measures."""
-    import torch
-
-    from adios_ray.data.augment import denormalize
-    from adios_ray.data.loader import central_views
-    from adios_ray.evaluation.label_free import effective_rank
-    from adios_ray.masking.fill import hide
-
-    held_out, networks = subject.held_out, subject.networks
-    chosen = held_out.spread(images)
-    views = central_views(held_out, chosen, subject.image_size, subject.device, subject.view)
-    networks.eval()
-    with torch.no_grad():
-        whole = _features(subject, views)
-        slots = networks.occlusion.slots if networks.occlusion is not None else 0
-        masks, fill = _masks(subject, views), _fill(subject, views)
-        # A version at a time: all N at once are N times the memory.
-        hidden = [_features(subject, hide(views, masks[:, k : k + 1], fill)) for k in range(slots)]
-        shown = [_features(subject, hide(views, 1 - masks[:, k : k + 1], fill)) for k in range(slots)]
-    unit = torch.nn.functional.normalize(whole, dim=1)
-    harm = (
-        torch.stack([1 - (unit * torch.nn.functional.normalize(f, dim=1)).sum(1) for f in hidden], 1) if slots else None
-    )
-    harmed = np.zeros((len(chosen), 0), np.float32) if harm is None else harm.cpu().numpy()
-    order = np.argsort(-harmed.mean(axis=1), kind="stable") if slots else np.arange(0)
-    picked = np.concatenate([order[:PICKED], order[::-1][:PICKED]])
-    several = torch.stack(hidden, 1)[:MASKED] if slots else whole.new_zeros(0, 0, whole.shape[1])
-    points, masked_points, projection, explained = _projected(whole.cpu().numpy(), several.cpu().numpy())
-    labels, predicted, classes = _classified(subject, chosen, whole)
-    pictures = denormalize(views).cpu().numpy()
-    slot_neighbors = [_nearest(features)[:QUERIES] for features in shown]
-    values = torch.linalg.svdvals((whole - whole.mean(0)).double()) ** 2 / max(len(whole) - 1, 1)
-    queries = min(QUERIES, len(chosen))
-    arrays = {
-        "thumbnails": _reduced(pictures),
-        "labels": labels,
-        "predicted": predicted,
-        "points": points,
-        "masked_points": masked_points,
-        "harm": harmed.astype(np.float32),
-        "neighbors": _nearest(whole)[:QUERIES],
-        "slot_neighbors": np.stack(slot_neighbors, 1) if slots else np.zeros((queries, 0, 0), np.int64),
-        "spectrum": values.float().cpu().numpy(),
-        "picked": picked,
-        "picked_images": pictures[picked],
-        "picked_masks": torch.round(255 * masks[picked]).to(torch.uint8).cpu().numpy(),
-    }
-    measured = {
-        "classes": classes,
-        "projection": projection,
-        "explained": explained,
-        "rank": effective_rank(whole),
-    }
-    return arrays, measured
-
-
-def _masks(subject: "Subject", views: "Tensor") -> "Tensor":
-    """Mask the views, [M, N, S, S]; N is 0 without an occlusion model."""
-    import torch
-
-    from adios_ray.evaluation.extraction import BATCH
-
-    occlusion = subject.networks.occlusion
-    if occlusion is None:
-        return views[:, :0]
-    return torch.cat([occlusion(part) for part in views.split(BATCH)])
-
-
-def _fill(subject: "Subject", views: "Tensor") -> "Tensor | None":
-    """Make what hidden pixels of the views become, [M, 3, S, S], as in training; None makes them 0."""
-    import torch
-
-    from adios_ray.evaluation.extraction import BATCH
-    from adios_ray.masking.fill import make_fill
-
-    name = subject.networks.config.masking.fill
-    # In equal parts: mix takes another image of the same part.
-    parts, draws = -(-len(views) // BATCH), np.random.default_rng(0).random(len(views))
-    pairs = zip(views.tensor_split(parts), np.array_split(draws, parts), strict=True)
-    fills = [fill for part, own in pairs if (fill := make_fill(name, part, own)) is not None]
-    return torch.cat(fills) if fills else None
-
-
-def _features(subject: "Subject", views: "Tensor") -> "Tensor":
-    """Extract features of normalized views [M, 3, S, S], float32 [M, F]."""
-    import torch
-
-    from adios_ray.evaluation.extraction import BATCH
-
-    return torch.cat([subject.networks.backbone(part).float() for part in views.split(BATCH)])
-
-
-def _nearest(features: "Tensor") -> Integers:
-    """Find the nearest other images of each by cosine similarity, int64 [M, 4], fewer among fewer images."""
-    import torch
-
-    unit = torch.nn.functional.normalize(features, dim=1)
-    similarity = (unit @ unit.T).fill_diagonal_(-2.0)
-    return np.asarray(similarity.topk(min(NEAREST, len(unit) - 1), dim=1).indices.cpu().numpy())
-
-
-def _projected(whole: Floats, several: Floats) -> tuple[Floats, Floats, str, float]:
-    """Project features [M, F] and those of masked versions [m, N, F] onto two dimensions, by UMAP if installed."""
-    flat = several.reshape(-1, whole.shape[1])
-    try:
-        from umap import UMAP  # an optional package, which learns a map that keeps neighborhoods
-    except ImportError:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, random_state=0).fit(whole)
-        points, masked = pca.transform(whole), pca.transform(flat) if len(flat) else flat[:, :2]
-        name, explained = "PCA", float(pca.explained_variance_ratio_.sum())
-    else:
-        mapping = UMAP(random_state=0).fit(whole)
-        points, masked = mapping.embedding_, mapping.transform(flat) if len(flat) else flat[:, :2]
-        name, explained = "UMAP", 0.0
-    shape = (*several.shape[:2], 2)
-    return points.astype(np.float32), np.asarray(masked, np.float32).reshape(shape), name, explained
-
-
-def _classified(subject: "Subject", chosen: Integers, whole: "Tensor") -> tuple[Integers, Integers, list[str]]:
-    """Let training images vote on the class of each image; -1 and no classes where images have not one label each."""
-    import torch
-
-    from adios_ray.evaluation.features import features_of
-    from adios_ray.evaluation.knn import knn_label_shares
-
-    manifest = subject.dataset.manifest
-    labels, none = subject.held_out.labels[chosen], np.full(len(chosen), -1)
-    if manifest.multi_label or len(manifest.classes) < 2 or labels.min() < 0:
-        return none, none, []
-    config = subject.networks.config.evaluation
-    size, view = subject.image_size, subject.view
-    bank = features_of(subject.networks, subject.dataset, "train", size, view, BANK)
-    one_hot = torch.nn.functional.one_hot(bank.labels, len(manifest.classes)).to(whole.device)
-    blank = whole.new_zeros(len(whole), len(manifest.classes))
-    votes = knn_label_shares(
-        bank.features.to(whole.device), one_hot, whole, blank, config.neighbors, config.temperature
-    )
-    return labels.astype(np.int64), votes.argmax(1).cpu().numpy(), list(manifest.classes)
-
-
-def _reduced(pictures: Pixels) -> Pixels:
-    """Reduce pictures [M, S, S, 3] to at most 48 pixels."""
-    from PIL import Image
-
-    if pictures.shape[1] <= THUMBNAIL:
-        return pictures
-    size = (THUMBNAIL, THUMBNAIL)
-    return np.stack([np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in pictures])

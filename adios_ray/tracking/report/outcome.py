@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ from adios_ray.tracking.formatting import SLOTS, value_text
 from adios_ray.tracking.records import RunSummary
 from adios_ray.tracking.report.run_data import RunData
 from adios_ray.tracking.report.significance import sureness
-from adios_ray.tracking.report.verdicts import Verdict
+from adios_ray.tracking.report.verdicts import Remedy, Verdict
 
 LOST_CONTROLS = "the control diverged or collapsed"
 """Why a run with controls has nothing to compare its best trial with."""
@@ -187,49 +187,54 @@ def _values(run: RunData) -> list[WinningValue]:
 
 def _steps(run: RunData, verdicts: Sequence[Verdict]) -> list[NextStep]:
     """Choose what to do next, most useful first."""
-    where = shlex.quote(run.where)
-    layout = RunDirectory(Path())
     if run.without_a_score:
         return list(_reproductions(run))
     if run.summary is None:
-        resume = f"adios-ray train --resume {where}"
-        if run.state == "interrupted":
-            return [NextStep("continue the run", resume)]
-        return [
-            NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}"),
-            NextStep("if the run is interrupted", resume),
-        ]
-    summary, remedies = run.summary, {verdict.remedy for verdict in verdicts}
-    steps = []
+        return list(_steps_before_the_end(run))
+    remedies = {verdict.remedy for verdict in verdicts if verdict.remedy is not None}
+    return [*_remedy_steps(run, run.summary, remedies), *_evaluation_step(run, run.summary)]
+
+
+def _steps_before_the_end(run: RunData) -> Iterator[NextStep]:
+    """Say how to follow a run that is training, and how to resume it."""
+    where = shlex.quote(run.where)
+    resume = f"adios-ray train --resume {where}"
+    if run.state == "interrupted":
+        yield NextStep("continue the run", resume)
+    else:
+        yield NextStep("see the newest state", f"adios-ray report {where}{'' if run.uri else ' --open'}")
+        yield NextStep("if the run is interrupted", resume)
+
+
+def _remedy_steps(run: RunData, summary: RunSummary, remedies: Set[Remedy]) -> Iterator[NextStep]:
+    """Give the commands of the verdicts' remedies."""
+    layout = RunDirectory(Path())
     if "train longer" in remedies:
         schedule = shlex.quote(f"{run.where}/{layout.schedule}")
         output = shlex.quote(f"{run.name if run.uri else run.where}-longer")
         longer = f"adios-ray replay --schedule {schedule} --epochs {2 * summary.epochs} --output {output}"
         what = "schedule" if run.evolves else "values"
         reason = f"train the winner's {what} twice as long; {REPORTS_FILE} of the output then has the numbers"
-        steps.append(NextStep(reason, longer))
+        yield NextStep(reason, longer)
     if "another seed" in remedies:
         # The seeds of its trials are this one and those that follow it: none may be one of these.
         seed = int((run.config or {}).get("seed", 0)) + len(run.by_trial)
-        steps.append(
-            NextStep("repeat with another seed", f"{_without(summary.command, '--seed', '--name')} --seed {seed}")
-        )
+        again = f"{_without(summary.command, '--seed', '--name')} --seed {seed}"
+        yield NextStep("repeat with another seed", again)
     if "wider bounds" in remedies:
         wider = f"{_without(summary.command, '--space', '--name')} --space wider.yaml"
-        steps.append(
-            NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
-        )
-    checkpoint = f"{run.where}/{layout.checkpoint(summary.best_trial, summary.best_epoch)}"
+        yield NextStep(f"copy {run.where}/{layout.space} to wider.yaml, widen its bounds, and search again", wider)
+
+
+def _evaluation_step(run: RunData, summary: RunSummary) -> Iterator[NextStep]:
+    """Give the command that evaluates the winner, if the run names its data."""
     config = run.config or {}
     if data_dir := config.get("data_dir"):
+        checkpoint = f"{run.where}/{RunDirectory(Path()).checkpoint(summary.best_trial, summary.best_epoch)}"
         kind, how = _evaluation(summary)
         averaged = " --averaged" if config.get("evaluation", {}).get("average_weights") else ""
-        evaluate = (
-            f"adios-ray evaluate {kind} --checkpoint {shlex.quote(checkpoint)} --data-dir {shlex.quote(data_dir)}"
-            f"{averaged}"
-        )
-        steps.append(NextStep(f"evaluate the winner {how}", evaluate))
-    return steps
+        evaluate = f"adios-ray evaluate {kind} --checkpoint {shlex.quote(checkpoint)}"
+        yield NextStep(f"evaluate the winner {how}", f"{evaluate} --data-dir {shlex.quote(data_dir)}{averaged}")
 
 
 def _reproductions(run: RunData) -> Iterator[NextStep]:

@@ -196,15 +196,12 @@ def values_at_bounds(run: RunData) -> Iterator[Verdict]:
     winner = run.ancestral_rows[-1]
     finals = run.final_rows()
     for path, bounds in run.bounds.items():
-        value = winner.values.get(path)
+        value, end = winner.values.get(path), _bound_reached(run, winner, path)
         # Few integers are always near a bound: they are at it only if they equal it, of at least four.
-        if not isinstance(value, int | float) or (isinstance(value, int) and bounds.high - bounds.low < 3):
+        if end is None or (isinstance(value, int) and bounds.high - bounds.low < 3):
             continue
-        position = bounds.position(value)
-        if AT_BOUND < position < 1 - AT_BOUND:
-            continue
-        end, bound = ("lower", bounds.low) if position <= AT_BOUND else ("upper", bounds.high)
-        others = sum(_at(run, row, path, end) for row in finals)
+        bound = bounds.low if end == "lower" else bounds.high
+        others = sum(_bound_reached(run, row, path) == end for row in finals)
         yield Verdict(
             "look",
             f"{_name(path)} ran against its {end} bound",
@@ -221,12 +218,13 @@ def _best(run: RunData) -> str:
     return "winner" if run.summary else "leader"
 
 
-def _at(run: RunData, row: Row, path: str, end: str) -> bool:
+def _bound_reached(run: RunData, row: Row, path: str) -> Literal["lower", "upper"] | None:
+    """Tell which bound of a searched number a report's value is at."""
     value = row.values.get(path)
     if not isinstance(value, int | float):
-        return False
+        return None
     position = run.bounds[path].position(value)
-    return position <= AT_BOUND if end == "lower" else position >= 1 - AT_BOUND
+    return "lower" if position <= AT_BOUND else "upper" if position >= 1 - AT_BOUND else None
 
 
 def _name(path: str) -> str:
@@ -277,18 +275,15 @@ def degenerate_slots(run: RunData) -> Iterator[Verdict]:
 
 def slow_data(run: RunData) -> Iterator[Verdict]:
     """Say that training waited for data."""
-    waits = [row.data_wait_fraction for row in run.rows if row.images_per_s > 0]
-    if waits and (share := fmean(waits)) >= SLOW_DATA:
+    trained = [row for row in run.rows if row.images_per_s > 0]
+    if trained and (share := fmean(row.data_wait_fraction for row in trained)) >= SLOW_DATA:
+        speed, worst = fmean(row.images_per_s for row in trained), max(row.data_wait_fraction for row in trained)
         yield Verdict(
             "look",
             f"Data wait {share:.0%}: training waits for images",
-            f"mean of {len(waits)} reports, at worst {max(waits):.0%}; {fmean(_speeds(run)):.0f} images/s per trial",
+            f"mean of {len(trained)} reports, at worst {worst:.0%}; {speed:.0f} images/s per trial",
             "more CPUs per worker, or the data set on a local disk",
         )
-
-
-def _speeds(run: RunData) -> list[float]:
-    return [row.images_per_s for row in run.rows if row.images_per_s > 0]
 
 
 def idle_trials(run: RunData) -> Iterator[Verdict]:
