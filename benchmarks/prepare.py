@@ -14,8 +14,9 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import cycle, islice, repeat
 from pathlib import Path
 
 import ray
@@ -63,9 +64,9 @@ def repeat_images(source: Path, images: int, folder: Path) -> list[Path]:
 
 def plain_images_per_s(files: list[Path], size: int, cores: int) -> float:
     """Time one process for each core, all at once, that decode images and squeeze them into squares."""
-    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         parts = [files[core : cores * REFERENCE_IMAGES : cores] for core in range(cores)]
-        return sum(pool.starmap(_plain_loop, [(part, size) for part in parts], chunksize=1))
+        return sum(pool.map(_plain_loop, parts, repeat(size)))
 
 
 def _plain_loop(files: list[Path], size: int) -> float:

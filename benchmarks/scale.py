@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,9 +120,8 @@ MEASURED: dict[str, Callable[[int, int], Callable[[], object]]] = {
 }
 
 
-def measure(arguments: tuple[str, int, int]) -> tuple[float, float]:
+def measure(name: str, images: int, classes: int) -> tuple[float, float]:
     """Seconds, and MiB that the peak of resident memory rose by."""
-    name, images, classes = arguments
     run = MEASURED[name](images, classes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.perf_counter()
@@ -136,8 +136,8 @@ def main(options: Options) -> None:
     for name in MEASURED:
         found[name] = {}
         for images in SIZES:
-            with context.Pool(1) as pool:
-                seconds, mebibytes = pool.apply(measure, ((name, images, options.classes),))
+            with ProcessPoolExecutor(1, context) as pool:
+                seconds, mebibytes = pool.submit(measure, name, images, options.classes).result()
             found[name][str(images)] = {"seconds": round(seconds, 2), "MiB": round(mebibytes)}
     print(json.dumps(found))
 

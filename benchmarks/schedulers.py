@@ -27,9 +27,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import Pool
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,10 +59,10 @@ def summary(values: list[float], digits: int = 4) -> dict[str, float]:
     return {"mean": round(statistics.fmean(values), digits), "std": round(spread, digits)}
 
 
-def leave_signals_to_main() -> None:
-    """End with the main process, without tracebacks of one's own."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def end_at_signals() -> None:
+    """Let signals end a worker process, without a traceback of its own."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def call(job: Job) -> Any:
@@ -109,8 +109,9 @@ def main(options: Options) -> None:
     counts = {run_drift: 2 * seeds, run_lcbench: max(1, seeds // 10)}
     jobs = [(function, (*row, seed)) for function, row in rows for seed in range(counts.get(function, seeds))]
     began = time.perf_counter()
-    with Pool(2, leave_signals_to_main) as pool:
-        done = pool.imap(call, jobs, chunksize=4)
+    # Not multiprocessing's Pool, which waits for ever for a worker that a signal ended while it fetched a job.
+    with ProcessPoolExecutor(2, initializer=end_at_signals) as pool:
+        done = pool.map(call, jobs, chunksize=4)
         found = {(function, row): list(islice(done, counts.get(function, seeds))) for function, row in rows}
     result: dict[str, Any] = {"seeds": seeds, "seconds": round(time.perf_counter() - began)}
     result["toys"] = {
