@@ -111,7 +111,7 @@ def main(options: Options) -> None:
     began = time.perf_counter()
     # Not multiprocessing's Pool, which waits for ever for a worker that a signal ended while it fetched a job.
     with ProcessPoolExecutor(2, initializer=end_at_signals) as pool:
-        done = pool.map(call, jobs, chunksize=4)
+        done = pool.map(call, jobs)
         found = {(function, row): list(islice(done, counts.get(function, seeds))) for function, row in rows}
     result: dict[str, Any] = {"seeds": seeds, "seconds": round(time.perf_counter() - began)}
     result["toys"] = {
