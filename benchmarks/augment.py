@@ -16,7 +16,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from adios_ray.config import AugmentConfig
-from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD, apply_view, draw_parameters
+from adios_ray.data.augment import BLUR_SIGMAS, apply_view, draw_parameters
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.errors import exit_status
 
 BATCH = 128

@@ -26,8 +26,9 @@ from torchvision import transforms
 
 from adios_ray.arguments import parse_arguments
 from adios_ray.config import AugmentConfig, Count, TrialConfig
-from adios_ray.data.augment import BLUR_SIGMAS, MEAN, STD
+from adios_ray.data.augment import BLUR_SIGMAS
 from adios_ray.data.loader import BatchLoader
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.data.shards import Split, open_shards
 from adios_ray.data.sources.folder import source as folder_source
 from adios_ray.data.sources.image_files import ImageFiles

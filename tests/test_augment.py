@@ -13,7 +13,7 @@ from torchvision.transforms import ColorJitter, InterpolationMode, RandomResized
 from torchvision.transforms.v2 import functional as reference
 
 from adios_ray.config import AugmentConfig
-from adios_ray.data import augment, pixels
+from adios_ray.data import augment, kernels, pixels
 from adios_ray.data.augment import (
     Sides,
     ViewParameters,
@@ -132,24 +132,46 @@ def test_neutral_blend_changes_no_bit() -> None:
     assert torch.equal(x, planes(4))
 
 
-def test_hue_matches_torchvision_up_to_half_a_turn_both_ways() -> None:
+def turned_at_once(x: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue of planes as other devices than a CPU do."""
+    return torch.stack(pixels.adjust_hue(x, shifts))
+
+
+def turned_one_by_one(x: Tensor, shifts: Tensor) -> Tensor:
+    """Turn the hue of planes as a CPU does."""
+    planes = x.flatten(2).contiguous().numpy().copy()
+    for number, shift in enumerate(shifts.numpy()):
+        red, green, blue = planes[:, number]
+        kernels.turn_hue(red, green, blue, shift)
+    return torch.from_numpy(planes).view_as(x)
+
+
+TURNED = pytest.mark.parametrize("turned", [turned_at_once, turned_one_by_one])
+
+
+@TURNED
+def test_hue_matches_torchvision_up_to_half_a_turn_both_ways(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
     shifts = torch.linspace(-0.5, 0.5, 11)
-    close(torch.stack(pixels.adjust_hue(planes(11), shifts)), each(planes(11), reference.adjust_hue, shifts), 1e-5)
+    close(turned(planes(11), shifts), each(planes(11), reference.adjust_hue, shifts), 1e-5)
 
 
-def test_hue_of_every_corner_edge_and_nearly_gray_color_matches_torchvision() -> None:
+@TURNED
+def test_hue_of_every_corner_edge_and_nearly_gray_color_matches_torchvision(
+    turned: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     levels = torch.tensor([0.0, 1e-6, 0.25, 0.5, 0.5 + 1e-6, 1.0])
     x = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 1, 12, 18)
     for shift in (-0.5, -0.1, 0.0, 1 / 3, 0.5):
         shifts = torch.tensor([shift])
-        close(torch.stack(pixels.adjust_hue(x, shifts)), each(x, reference.adjust_hue, shifts), 1e-5)
+        close(turned(x, shifts), each(x, reference.adjust_hue, shifts), 1e-5)
 
 
-def test_hue_leaves_grays_and_a_third_of_a_turn_permutes_channels() -> None:
+@TURNED
+def test_hue_leaves_grays_and_a_third_of_a_turn_permutes_channels(turned: Callable[[Tensor, Tensor], Tensor]) -> None:
     gray = torch.linspace(0, 1, 64).view(1, 1, 8, 8).expand(3, -1, -1, -1)
-    assert torch.equal(torch.stack(pixels.adjust_hue(gray, torch.tensor([0.3]))), gray)
+    assert torch.equal(turned(gray, torch.tensor([0.3])), gray)
     x = planes(1)
-    close(torch.stack(pixels.adjust_hue(x, torch.tensor([1 / 3]))), x[[2, 0, 1]], 1e-6)
+    close(turned(x, torch.tensor([1 / 3])), x[[2, 0, 1]], 1e-6)
 
 
 def test_grayscale_and_solarize_match_torchvision() -> None:
@@ -159,11 +181,15 @@ def test_grayscale_and_solarize_match_torchvision() -> None:
     close(pixels.solarize(x), each(x, lambda image, _: reference.solarize(image, 0.5), torch.zeros(4)), 0)
 
 
-@pytest.mark.parametrize("size", [32, 97])
+@pytest.mark.parametrize("size", [7, 32, 97])
 def test_blur_matches_torchvision(size: int) -> None:
-    sigmas = torch.tensor([0.1, 0.5, 1.0, 2.0])
-    expected = each(planes(4, size), lambda x, sigma: reference.gaussian_blur(x, [13, 13], [sigma] * 2), sigmas)
-    close(pixels.gaussian_blur(planes(4, size), sigmas), expected, 1e-5)
+    images, config = pictures(6, size), NEVER.model_copy(update={"blur_probability": 1.0, "min_crop_scale": 1.0})
+    sigmas = torch.tensor([0.1, 0.43, 0.5, 1.0, 2.0, pixels.NO_BLUR])
+    parameters = draw(config, 6, size)._replace(boxes=torch.tensor([[0.0, 0.0, size, size]] * 6), sigma=sigmas)
+    x = images.permute(3, 0, 1, 2).float() / 255
+    expected = each(x, lambda image, sigma: reference.gaussian_blur(image, [13, 13], [sigma] * 2), sigmas)
+    seen = apply_view(images, parameters, size) * torch.tensor(pixels.STD)[:, None, None]
+    close(seen + torch.tensor(pixels.MEAN)[:, None, None], expected.transpose(0, 1), 1e-5)
 
 
 @pytest.mark.parametrize("sizes", [(96, 96), (128, 96), (96, 32), (40, 96)])
@@ -203,7 +229,9 @@ def two_views(config: AugmentConfig, count: int) -> list[ViewParameters]:
 
 @pytest.mark.parametrize("config", [AugmentConfig(), MIXED, ALWAYS, NEVER], ids=["default", "mixed", "always", "never"])
 @pytest.mark.parametrize("sizes", [(48, 32), (24, 40)])
-def test_operations_on_all_images_equal_those_on_chosen_images(config: AugmentConfig, sizes: tuple[int, int]) -> None:
+def test_operations_on_all_images_equal_those_on_one_after_another(
+    config: AugmentConfig, sizes: tuple[int, int]
+) -> None:
     stored, out = sizes
     images, views = pictures(48, stored), two_views(config, 48)
     if config is ALWAYS:  # every order of the colors twice, on the same images
@@ -230,21 +258,23 @@ def test_compiled_views_equal_those_made_operation_by_operation() -> None:
 
 
 def test_the_narrowest_blur_changes_no_bit() -> None:
-    x = planes(4)
-    assert torch.equal(pixels.gaussian_blur(x, torch.full((4,), pixels.NO_BLUR)), x)
+    blurred, parameters = ALWAYS.model_copy(update={"solarize_probability": 0.0}), draw(ALWAYS, 4, 32)
+    parameters = draw(blurred, 4, 32)._replace(sigma=torch.full((4,), pixels.NO_BLUR))
+    sharp = parameters._replace(blur=torch.zeros(4, dtype=torch.bool))
+    assert torch.equal(apply_view(pictures(4, 32), parameters, 32), apply_view(pictures(4, 32), sharp, 32))
 
 
-def test_image_does_not_depend_on_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_depends_neither_on_its_batch_nor_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     images, parameters = pictures(9, 48), draw(MIXED, 9, 48)
-    together = apply_view(images, parameters, 32)
     masks = images.permute(0, 3, 1, 2)
-    masks_together = apply_geometry(masks, parameters, 32)
+    made = []
+    for threads in (1, 2, 20):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        made.append((apply_view(images, parameters, 32), apply_geometry(masks, parameters, 32)))
     for row in range(9):
         own = ViewParameters(*(values[row : row + 1] for values in parameters))
-        close(apply_view(images[row : row + 1], own, 32)[0], together[row], 1e-6)
-        close(apply_geometry(masks[row : row + 1], own, 32)[0], masks_together[row], 1e-4)  # of 255
-    monkeypatch.setattr(augment, "CPU_CHUNK_PIXELS", 4 * 32 * 32)
-    close(apply_view(images, parameters, 32), together, 1e-6)
+        view, mask = apply_view(images[row : row + 1], own, 32), apply_geometry(masks[row : row + 1], own, 32)
+        assert all(torch.equal(view[0], views[row]) and torch.equal(mask[0], moved[row]) for views, moved in made)
 
 
 def test_view_is_decided_by_seed_stream_epoch_and_sample_alone() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import adios_ray
 from adios_ray.cli import main
-from adios_ray.data.augment import MEAN, STD
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.devices import best_device
 from adios_ray.errors import CheckpointError, ConfigError, UsageError
 from adios_ray.masking.occlusion import OcclusionModel

@@ -23,7 +23,7 @@ import adios_ray
 from adios_ray.checkpoints import STATE_FILE, load_checkpoint, save_checkpoint
 from adios_ray.cli import main
 from adios_ray.config import replaced
-from adios_ray.data.augment import MEAN, STD
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.data.shards import open_shards
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.evaluation.fitness import evaluate

@@ -7,9 +7,9 @@ The augmentation of an image is a function of (seed, stream, epoch, sample) alon
 the pixels are then changed in batches, without synchronizing with the device.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -22,16 +22,12 @@ from adios_ray.data import pixels
 from adios_ray.data.counter_random import uniforms
 from adios_ray.devices import copied_to
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 CROP_ATTEMPTS = 10
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 BLUR_SIGMAS = (0.1, 2.0)
 Bytes = npt.NDArray[np.uint8]
 Sides = npt.NDArray[np.integer]
 """Heights or widths of the photographs of a batch in pixels, [B]."""
-CPU_CHUNK_PIXELS = 400_000
-"""Pixels of the views that a CPU processes at once: few enough for intermediate results to stay in its caches."""
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _NEUTRAL_FACTORS = (1.0, 1.0, 1.0, 0.0)
 _PACKED = (5, 1, 1, 1, 1, 2, 8, 8)  # columns of ``pack_views``, in the order in which ``render_views`` takes them
@@ -135,7 +131,8 @@ def _boxes(draws: npt.NDArray[np.float64], min_scale: float, heights: Sides, wid
 def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Tensor:
     """Crop, flip, change colors, blur, solarize and normalize.
 
-    A CPU changes only the images that an operation is for. Elsewhere ``render_views`` changes all of them.
+    A CPU changes one image after another (``kernels.make_views``), in as many threads as torch has. Other devices
+    change all at once (``render_views``).
 
     Args:
         images: uint8 [B, S, S, 3].
@@ -145,56 +142,43 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
     Returns:
         Normalized float32 [B, 3, out_size, out_size].
     """
+    stored_size = images.shape[1]
     if images.device.type != "cpu":
-        packed = pack_views((parameters,), images.shape[1])
+        packed = pack_views((parameters,), stored_size)
         return render_views(images, copied_to(packed, images.device), out_size)[0]
+    from adios_ray.data import kernels  # here, since numba takes a third of a second to start, and GPUs do without
+
+    crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, stored_size)
+    rows, columns = _taps(crops, stored_size, out_size, pixels.BICUBIC)
+    changes = kernels.Changes(
+        parameters.jitter.numpy(),
+        parameters.order.numpy(),
+        parameters.factors.numpy(),
+        parameters.grayscale.numpy(),
+        parameters.blur.numpy(),
+        kernels.Taps(*_arrays(pixels.blur_taps(parameters.sigma, out_size))),
+        parameters.solarize.numpy(),
+    )
     out = torch.empty(len(images), 3, out_size, out_size)
-    places = _hue_places(parameters)
-    for chosen in torch.arange(len(images)).split(max(1, CPU_CHUNK_PIXELS // out_size**2)):
-        chosen = chosen[places[chosen].argsort(stable=True)]
-        own = ViewParameters(*(values[chosen] for values in parameters))
-        out.index_copy_(0, chosen, _normalize(_render(images.index_select(0, chosen), own, out_size)))
+    taps = kernels.Taps(*_arrays(rows, 255)), kernels.Taps(*_arrays(columns))
+    inputs = images.contiguous().numpy(), *taps, changes, out.numpy()
+    _in_threads(lambda begin, end: kernels.make_views(*inputs, begin, end), len(images))
     return out
 
 
-def _hue_places(parameters: ViewParameters) -> Tensor:
-    """Return the position of the hue in the order of changes of color, 4 where there are none, int64 [B]."""
-    return (parameters.order == _HUE).int().argmax(dim=1).where(parameters.jitter, 4)
+def _arrays(taps: pixels.Taps, divisor: float = 1) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Convert taps for ``kernels.Taps``, with weights divided by ``divisor``."""
+    return taps.pixels.int().contiguous().numpy(), taps.weights.div(divisor).contiguous().numpy()
 
 
-def _render(images: Tensor, parameters: ViewParameters, size: int) -> Tensor:
-    """Make views before normalization on a CPU, sorted by ``_hue_places``: float32 [3, B, size, size] in [0, 1]."""
-    shift, weights = parameters.factors[:, _HUE], _blends(parameters)
-    crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, images.shape[1])
-    x = _crop(images, crops, size, pixels.BICUBIC, 255).clamp_(0, 1)  # bicubic weights overshoot
-    ends = torch.searchsorted(_hue_places(parameters), torch.arange(5)).tolist()
-    # Images of one place are adjacent and few: their colors are changed in place, while they are in the caches.
-    for place, group in enumerate(slice(*pair) for pair in itertools.pairwise(ends)):
-        own = x[:, group]
-        for position in range(4 if group.stop > group.start else 0):
-            if position == place:
-                own.copy_(torch.stack(pixels.adjust_hue(own, shift[group])))
-            else:
-                pixels.blend_(own, *weights[group, position::4].unbind(1))
-    _change(x, parameters.grayscale, lambda part, _: pixels.grayscale(part).expand(3, -1, -1, -1))
-    _change(x, parameters.blur, lambda part, own: pixels.gaussian_blur(part, parameters.sigma[own]))
-    _change(x, parameters.solarize, lambda part, _: pixels.solarize(part))
-    return x
-
-
-def _change(x: Tensor, chosen: Tensor, operation: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Replace the chosen images of ``x`` [3, B, H, W], in place, by ``operation`` of them and of their indices."""
-    indices = chosen.nonzero()[:, 0]
-    if len(indices):
-        x.index_copy_(1, indices, operation(x.index_select(1, indices), indices))
-
-
-def _blends(parameters: ViewParameters) -> Tensor:
-    """Compute the weights of the image, its gray image and its mean gray at the four positions, float32 [B, 3 * 4]."""
-    order = parameters.order
-    linear = parameters.jitter[:, None] & (order != _HUE)
-    own = torch.where(linear, parameters.factors.gather(1, order), 1.0)
-    return torch.cat([own, (1 - own) * (order == _SATURATION), (1 - own) * (order == _CONTRAST)], dim=1)
+def _in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Call ``work`` with the first number and the end of equal parts of ``count``, in as many threads as torch has."""
+    threads = max(1, min(torch.get_num_threads(), count))
+    bounds = [count * thread // threads for thread in range(threads + 1)]
+    if threads == 1:
+        return work(*bounds)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
 def pack_views(views: Sequence[ViewParameters], stored_size: int) -> Tensor:
@@ -267,7 +251,7 @@ def render_views(images: Tensor, packed: Tensor, out_size: int, channels_last: b
     matrix = pixels.blur_matrix(sigma, out_size)
     x = pixels.transform_rows(torch.stack(planes, dim=2), matrix, matrix)
     planes = [torch.where(solarize[:, None, None] > 0, pixels.solarize(plane), plane) for plane in x.unbind(2)]
-    planes = [(plane - mean) / std for plane, mean, std in zip(planes, MEAN, STD, strict=True)]
+    planes = [(plane - mean) / std for plane, mean, std in zip(planes, pixels.MEAN, pixels.STD, strict=True)]
     planes = [plane.view(count, views, out_size, out_size).transpose(0, 1) for plane in planes]
     return torch.stack(planes, dim=-1).permute(0, 1, 4, 2, 3) if channels_last else torch.stack(planes, dim=2)
 
@@ -311,7 +295,7 @@ def center_view(images: Tensor, heights: Sides, widths: Sides, out_size: int, vi
             if cropped:
                 upright = torch.zeros(len(indices), dtype=torch.bool)
                 crops = _stored_crops(boxes[chosen], sizes[chosen], upright, images.shape[1])
-                x = _crop(images.index_select(0, indices) / 255, crops, out_size, pixels.BICUBIC).clamp_(0, 1)
+                x = _crop(images.index_select(0, indices), crops, out_size, pixels.BICUBIC, 255).clamp_(0, 1)
             else:
                 x = _planes(images.index_select(0, indices)).div_(255)
                 x = x if x.shape[-1] == out_size else pixels.resize_square(x, out_size)
@@ -350,13 +334,13 @@ def _central_boxes(heights: Sides, widths: Sides, out_size: int, view: CentralVi
 
 def denormalize(x: Tensor) -> Tensor:
     """Convert normalized images [B, 3, H, W] back to pictures, uint8 [B, H, W, 3]."""
-    planes = [plane * std + mean for plane, mean, std in zip(x.unbind(1), MEAN, STD, strict=True)]
+    planes = [plane * std + mean for plane, mean, std in zip(x.unbind(1), pixels.MEAN, pixels.STD, strict=True)]
     return torch.stack(planes, dim=-1).mul_(255).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _normalize(planes: Tensor) -> Tensor:
     """Normalize planes [3, B, H, W] in [0, 1], in place, by ImageNet's mean and deviation; return [B, 3, H, W]."""
-    for plane, mean, std in zip(planes, MEAN, STD, strict=True):
+    for plane, mean, std in zip(planes, pixels.MEAN, pixels.STD, strict=True):
         plane.sub_(mean).div_(std)
     return planes.transpose(0, 1)
 
@@ -387,12 +371,17 @@ def _crop(images: Tensor, crops: Tensor, out_size: int, kernel: pixels.Kernel, d
     if images.device.type != "cpu":
         crops = copied_to(crops, images.device)
         return torch.stack(_crop_by_matrices(images, crops, out_size, kernel, divisor))
+    from adios_ray.data import kernels  # see ``apply_view``
+
     count, side, _, channels = images.shape
     rows, columns = _taps(crops, side, out_size, kernel)
-    x = images.reshape(count, side, -1).to(torch.float32, memory_format=torch.contiguous_format)
-    x = pixels.weighted_rows(x, rows._replace(weights=rows.weights / divisor)).view(count, -1, side, channels)
-    x = pixels.weighted_rows(x.permute(0, 2, 3, 1).reshape(count, side, -1), columns)
-    return x.view(count, out_size, channels, out_size).permute(2, 0, 3, 1).contiguous()
+    taps = kernels.Taps(*_arrays(rows, divisor)), kernels.Taps(*_arrays(columns))
+    out = torch.empty(channels, count, out_size, out_size)
+    # For bytes and single precision alone, as each type is compiled for itself.
+    images = images if images.dtype == torch.uint8 else images.float()
+    inputs = images.contiguous().numpy(), *taps, out.numpy()
+    _in_threads(lambda begin, end: kernels.crop_images(*inputs, begin, end), count)
+    return out
 
 
 def _crop_by_matrices(

@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+"""Of ImageNet's channels, by which images are normalized."""
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_RADIUS = 6
 NO_BLUR = 1e-3
 """Standard deviation so small that all weights beside the central one underflow to 0."""
 Planes = Tensor | Sequence[Tensor]
 """Red, green and blue: [3, B, H, W], or three tensors [B, H, W]."""
+TAPS_AT_ONCE = 4
+"""Numbers of taps, where they are few, are multiples of this one."""
 _LEAST_WEIGHT = 1e-18  # the product of two is still a normal number
 _TINY = 1e-30  # keeps the division finite for gray pixels, whose chroma is 0; it is then multiplied by that 0
 
@@ -51,7 +56,7 @@ class Taps(NamedTuple):
     """Each pixel of a resized axis as a weighted sum of stored pixels.
 
     Attributes:
-        pixels: Their numbers, float32 [B, out_size, T]; clamped to the axis where weights are 0.
+        pixels: Their numbers, [B, out_size, T]; inside the crop where weights are 0.
         weights: Their weights, which sum to 1, float32 [B, out_size, T].
     """
 
@@ -80,7 +85,7 @@ def interpolation_taps(
         out_size: Pixels after resizing.
         kernel: BILINEAR or BICUBIC.
         dense: Whether to weigh all stored pixels, in order, so that the weights are a matrix: more arithmetic, but
-            without indices, for GPUs. Otherwise only those in reach of the kernel.
+            without indices, for GPUs. Otherwise only those in reach of the kernel, in a multiple of ``TAPS_AT_ONCE``.
     """
     start, length = start[:, None, None], length[:, None, None]
     scale = length / out_size
@@ -92,21 +97,13 @@ def interpolation_taps(
     else:
         # A bound from sizes that the host knows; the exact number depends on ``length``, which is on the device.
         taps = math.ceil(2 * kernel.support * max(stored_size / out_size, 1)) + 1
-        reached = torch.arange(taps, dtype=torch.float32, device=start.device)
+        reached = torch.arange(taps + -taps % TAPS_AT_ONCE, dtype=torch.float32, device=start.device)
         pixel = (center - kernel.support * stretch).floor_() + reached
     weights = kernel.weight((pixel + 0.5 - center).abs_().div_(stretch))
     weights = weights * torch.minimum((start + length) - pixel, pixel + (1 - start)).clamp_(0, 1)
-    # Taps beyond the image have weight 0, so clamping their indices adds nothing to the border pixels.
-    return Taps(pixel.clamp(0, stored_size - 1).expand_as(weights), weights / weights.sum(dim=2, keepdim=True))
-
-
-def weighted_rows(x: Tensor, taps: Taps) -> Tensor:
-    """Compute the weighted sums of rows [B, S, K] that an axis is resized to, [B, out_size, K]; for CPUs."""
-    count, side, _ = x.shape
-    rows = taps.pixels.int() + side * torch.arange(count, dtype=torch.int32)[:, None, None]
-    weights = taps.weights.flatten(0, 1)
-    sums = functional.embedding_bag(rows.flatten(0, 1), x.flatten(0, 1), per_sample_weights=weights, mode="sum")
-    return sums.view(count, -1, x.shape[2])
+    # Taps beyond the crop have weight 0, so clamping their indices adds nothing to the border pixels.
+    first, last = start.floor().clamp(0, stored_size - 1), (start + length).ceil().sub_(1).clamp(0, stored_size - 1)
+    return Taps(pixel.clamp(first, last).expand_as(weights), weights / weights.sum(dim=2, keepdim=True))
 
 
 def transform_rows(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -171,28 +168,25 @@ def adjust_hue(x: Planes, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return red, green, blue
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Blur images by a Gaussian of 13 taps with reflected borders; for CPUs.
+def blur_taps(sigma: Tensor, size: int) -> Taps:
+    """Compute how an axis is blurred by a Gaussian of 13 taps with reflected borders; for CPUs.
 
     Args:
-        x: Images [3, B, S, S], S > 6.
         sigma: Standard deviations in pixels, > 0, [B].
+        size: Pixels of the axis, > 6.
 
     Returns:
-        [3, B, S, S].
+        The pixels that each one becomes a sum of, [size, 16], and their weights for each image, [B, 16].
     """
-    size, planes = x.shape[-1], len(x)
     distance = torch.arange(size)[:, None] + torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1)
     reflected = size - 1 - (size - 1 - distance.abs()).abs()
-    weights = _blur_weights(sigma).repeat(planes, 1)[:, None].expand(-1, size, -1)
-    taps = Taps(reflected.expand_as(weights), weights)
-    x = weighted_rows(x.flatten(0, 1), taps).mT.contiguous()
-    blurred: Tensor = weighted_rows(x, taps).mT.unflatten(0, (planes, -1))
-    return blurred
+    weights = _blur_weights(sigma)
+    missing = (0, -weights.shape[1] % TAPS_AT_ONCE)
+    return Taps(functional.pad(reflected, missing), functional.pad(weights, missing))
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Compute matrices [B, size, size] that blur an axis as ``gaussian_blur`` does; the identity for ``NO_BLUR``."""
+    """Compute matrices [B, size, size] that blur an axis as ``blur_taps`` do; the identity for ``NO_BLUR``."""
     weights = _blur_weights(sigma)
     taps = weights.shape[1]
     # [source, target, tap]: 1 where the tap of the target is the source, or its reflection at a border.

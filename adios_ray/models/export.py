@@ -12,7 +12,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from adios_ray.config import BackboneConfig, Naming, Norm, Strict, TrialConfig
-from adios_ray.data.augment import MEAN, STD
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.errors import CheckpointError, ConfigError
 from adios_ray.files import write_output
 from adios_ray.masking.occlusion import OcclusionModel

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from adios_ray.data.augment import MEAN, STD
+from adios_ray.data.pixels import MEAN, STD
 from adios_ray.errors import ConfigError
 from adios_ray.files import write_output
 from adios_ray.models.export import occlusion_of
