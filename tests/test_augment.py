@@ -1,7 +1,11 @@
 """The batched views against torchvision's transforms, one image at a time."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -275,6 +279,37 @@ def test_image_depends_neither_on_its_batch_nor_on_the_number_of_threads(monkeyp
         own = ViewParameters(*(values[row : row + 1] for values in parameters))
         view, mask = apply_view(images[row : row + 1], own, 32), apply_geometry(masks[row : row + 1], own, 32)
         assert all(torch.equal(view[0], views[row]) and torch.equal(mask[0], moved[row]) for views, moved in made)
+
+
+def test_no_images_make_no_views() -> None:
+    images, parameters = pictures(1, 48)[:0], draw(MIXED, 0, 48)
+    assert apply_view(images, parameters, 32).shape == (0, 3, 32, 32)
+    assert apply_geometry(images.permute(0, 3, 1, 2), parameters, 32).shape == (0, 3, 32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", ["full", "no directory"])
+def test_views_are_made_where_compiled_code_cannot_be_kept(problem: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    if problem == "no directory":
+        cache.touch()
+    # A full disk: no file may have any content.
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0));" if problem == "full" else ""
+    code = f"""
+import resource, torch, numpy as np
+from adios_ray.config import AugmentConfig
+from adios_ray.data.augment import apply_view, draw_parameters
+{limit}
+sides = np.full(2, 16)
+parameters = draw_parameters(AugmentConfig(), 0, "view_a", 0, np.arange(2), sides, sides)
+views = apply_view(torch.zeros(2, 16, 16, 3, dtype=torch.uint8), parameters, 8)
+assert views.isfinite().all()
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    kept = [file for file in cache.rglob("*") if file.is_file() and file.stat().st_size]
+    assert not kept
 
 
 def test_view_is_decided_by_seed_stream_epoch_and_sample_alone() -> None:

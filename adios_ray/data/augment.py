@@ -150,14 +150,16 @@ def apply_view(images: Tensor, parameters: ViewParameters, out_size: int) -> Ten
 
     crops = _stored_crops(parameters.boxes, parameters.sizes, parameters.flip, stored_size)
     rows, columns = _taps(crops, stored_size, out_size, pixels.BICUBIC)
+    # Contiguous, as other layouts would be compiled for themselves.
+    chosen = ViewParameters(*(values.contiguous() for values in parameters))
     changes = kernels.Changes(
-        parameters.jitter.numpy(),
-        parameters.order.numpy(),
-        parameters.factors.numpy(),
-        parameters.grayscale.numpy(),
-        parameters.blur.numpy(),
+        chosen.jitter.numpy(),
+        chosen.order.numpy(),
+        chosen.factors.numpy(),
+        chosen.grayscale.numpy(),
+        chosen.blur.numpy(),
         kernels.Taps(*_arrays(pixels.blur_taps(parameters.sigma, out_size))),
-        parameters.solarize.numpy(),
+        chosen.solarize.numpy(),
     )
     out = torch.empty(len(images), 3, out_size, out_size)
     taps = kernels.Taps(*_arrays(rows, 255)), kernels.Taps(*_arrays(columns))

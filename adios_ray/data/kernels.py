@@ -4,6 +4,7 @@ An image stays in the caches from its stored pixels to its view. Its planes are 
 changed, so that both axes are resized and blurred as weighted sums of rows.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -61,25 +62,33 @@ RED, GREEN, BLUE = (real(weight) for weight in GRAY_WEIGHTS)
 MEANS, DEVIATIONS = np.array(MEAN, real), np.array(STD, real)
 
 
-def compiled(cache: bool = False) -> Callable[[Function], Function]:
-    """Compile a function at its first call, to run without the interpreter's lock.
+def compiled(function: Function) -> Function:
+    """Compile a function when it is first called, to run without the interpreter's lock."""
+    return cast(Function, njit(nogil=True, error_model="numpy")(function))
 
-    Args:
-        cache: Whether later processes find it compiled: in ``__pycache__``, or in the user's cache where that cannot be
-            written to. What it calls is kept with it.
+
+def compiled_once(function: Function) -> Function:
+    """Compile a function as ``compiled`` does, with what it calls; later processes find the result.
+
+    It is in ``__pycache__``, or in the user's cache where that cannot be written to. Where neither can, or the disk is
+    full, each process compiles.
     """
+    try:
+        kept = njit(nogil=True, error_model="numpy", cache=True)(function)
+    except (RuntimeError, OSError):
+        return compiled(function)
 
-    def compiled_function(function: Function) -> Function:
-        options = {"nogil": True, "error_model": "numpy"}
+    @functools.wraps(function)
+    def call(*values: Any) -> Any:
         try:
-            return cast(Function, njit(cache=cache, **options)(function))
-        except RuntimeError:  # neither directory can be written to
-            return cast(Function, njit(**options)(function))
+            return kept(*values)
+        except OSError:  # it is compiled, but could not be kept; the function itself opens no file
+            return kept(*values)
 
-    return compiled_function
+    return cast(Function, call)
 
 
-@compiled()
+@compiled
 def weighted_rows(source: npt.NDArray[Any], begin: int, end: int, taps: Taps, out: Floats) -> None:
     """Compute weighted sums of rows, from the column ``begin`` up to, but not including, the column ``end``.
 
@@ -106,13 +115,13 @@ def weighted_rows(source: npt.NDArray[Any], begin: int, end: int, taps: Taps, ou
             first = False
 
 
-@compiled()
+@compiled
 def clamp(value: np.float32) -> np.float32:
     """Limit a number to [0, 1]."""
     return min(max(value, ZERO), ONE)
 
 
-@compiled()
+@compiled
 def blend(red: Floats, green: Floats, blue: Floats, own: np.float32, gray: np.float32, base: np.float32) -> None:
     """Blend an image with its gray image, in place: ``own`` times each channel, ``gray`` times luma, plus ``base``."""
     for i in range(len(red)):
@@ -121,7 +130,7 @@ def blend(red: Floats, green: Floats, blue: Floats, own: np.float32, gray: np.fl
         red[i], green[i], blue[i] = clamp(own * r + rest), clamp(own * g + rest), clamp(own * b + rest)
 
 
-@compiled()
+@compiled
 def mean_gray(red: Floats, green: Floats, blue: Floats) -> np.float32:
     """Compute the mean luma of an image."""
     total = 0.0
@@ -130,7 +139,7 @@ def mean_gray(red: Floats, green: Floats, blue: Floats) -> np.float32:
     return real(total / len(red))
 
 
-@compiled()
+@compiled
 def turn_hue(red: Floats, green: Floats, blue: Floats, shift: np.float32) -> None:
     """Turn the hue of an image by ``shift`` turns in [-1/2, 1/2], in place, as ``pixels.adjust_hue`` does."""
     turn = SIX * shift
@@ -147,7 +156,7 @@ def turn_hue(red: Floats, green: Floats, blue: Floats, shift: np.float32) -> Non
         blue[i] = low + chroma * clamp(abs(hue - ONE) - ONE)
 
 
-@compiled()
+@compiled
 def transpose(plane: Floats, out: Floats) -> None:
     """Write the transpose of a plane."""
     for j in range(len(plane)):
@@ -155,7 +164,7 @@ def transpose(plane: Floats, out: Floats) -> None:
             out[i, j] = plane[j, i]
 
 
-@compiled()
+@compiled
 def resize(image: npt.NDArray[Any], rows: Taps, columns: Taps, band: Floats, strip: Floats, planes: Floats) -> None:
     """Crop, resize and flip an image.
 
@@ -182,7 +191,7 @@ def resize(image: npt.NDArray[Any], rows: Taps, columns: Taps, band: Floats, str
         weighted_rows(strip[c], 0, height, columns, planes[c])
 
 
-@compiled(cache=True)
+@compiled_once
 def crop_images(images: npt.NDArray[Any], rows: Taps, columns: Taps, out: Floats, begin: int, end: int) -> None:
     """Crop, resize and flip some images.
 
@@ -204,7 +213,7 @@ def crop_images(images: npt.NDArray[Any], rows: Taps, columns: Taps, out: Floats
             transpose(planes[c], out[c, k])
 
 
-@compiled(cache=True)
+@compiled_once
 def make_views(
     images: npt.NDArray[np.uint8], rows: Taps, columns: Taps, changes: Changes, out: Floats, begin: int, end: int
 ) -> None:
