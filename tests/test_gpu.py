@@ -183,6 +183,7 @@ def test_a_training_with_its_feed_never_waits_for_the_gpu(fill: str, cuda_graphs
         ("simclr", "sgd", True, {"slots_at_once": 2}),
         ("byol", "lars", False, {"slots_at_once": 2}),
         ("dino", "adamw", False, {"slots_at_once": 2}),
+        ("mocov2", "sgd", False, {"slots_at_once": 2}),
         ("byol", "sgd", False, {"micro_batch_size": IMAGES // 2}),
     ],
 )

@@ -5,6 +5,7 @@ from test_step import make_config, make_players
 from timm.layers import DropPath
 from torch import nn
 
+from adios_ray.config import replaced
 from adios_ray.errors import ConfigError
 from adios_ray.training.graphs import check_recordable
 
@@ -19,9 +20,11 @@ def test_networks_that_draw_random_numbers_are_not_recorded(module: type[nn.Modu
         check_recordable(networks, 1)
 
 
-def test_an_objective_that_draws_random_numbers_is_not_recorded() -> None:
-    networks, _ = make_players(make_config("mocov2"))
-    with pytest.raises(ConfigError, match=r"^cuda_graphs: the mocov2 objective draws random numbers"):
+def test_an_objective_that_shuffles_micro_batches_is_not_recorded() -> None:
+    config = make_config("mocov2")
+    check_recordable(make_players(config)[0], 1)
+    networks, _ = make_players(replaced(config, {"micro_batch_size": 2}))
+    with pytest.raises(ConfigError, match=r"^cuda_graphs: mocov2 with micro_batch_size draws random numbers"):
         check_recordable(networks, 1)
 
 

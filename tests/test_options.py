@@ -92,6 +92,15 @@ def test_moco_v2s_keys_are_normalized_with_other_images_than_queries() -> None:
         assert_close(keys, expected)
 
 
+def test_moco_v2_shuffles_nothing_where_the_whole_batch_is_normalized() -> None:
+    networks, _ = make_players(make_config("mocov2"))
+    batch, state = make_batch(0), torch.get_rng_state()
+    assert networks.momentum is not None
+    keys = networks.embed(batch.a)[0].target
+    assert_close(keys, networks.momentum["projector"](networks.momentum["backbone"](batch.a)))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_moco_v2_computes_no_keys_of_masked_views() -> None:
     networks, _ = make_players(make_config("mocov2"))
     assert networks.momentum is not None

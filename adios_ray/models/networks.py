@@ -175,7 +175,7 @@ class Networks(nn.Module):
                 projected = projection.detach()
                 if self.momentum is not None and (not masked or self.objective.uses_masked_targets):
                     with torch.no_grad():
-                        shuffles = self.objective.shuffles_targets
+                        shuffles = self.shuffles_targets
                         projected = parallel.shuffled(self._project, seen) if shuffles else self._project(seen)
                 parts = _full(projected).chunk(len(views))
                 targets = [self.objective.target(own, view.x) for own, view in zip(parts, views, strict=True)]
@@ -187,6 +187,12 @@ class Networks(nn.Module):
         assert self.momentum is not None
         projection: Tensor = self.momentum["projector"](self._in_parts(self.momentum["backbone"], x))
         return projection
+
+    @property
+    def shuffles_targets(self) -> bool:
+        """Whether targets are computed in another order of the images: where BatchNorm sees a part of the batch."""
+        in_parts = parallel.world_size() > 1 or self.config.micro_batch_size is not None
+        return self.objective.shuffles_targets and in_parts
 
     @property
     def batch_norm(self) -> bool:

@@ -42,8 +42,9 @@ class Objective(nn.Module):
     Attributes:
         uses_momentum: Whether targets come from momentum copies of backbone and projector.
         uses_masked_targets: Whether the loss reads targets of masked views; if not, momentum networks skip them.
-        shuffles_targets: Whether momentum networks see the images in another order, and on other workers, so that
-            BatchNorm's statistics do not tell which views belong together (He et al. 2020, Section 3.3).
+        shuffles_targets: Whether momentum networks see the images in another order, and on other workers, where
+            BatchNorm sees a part of the batch, as its statistics would tell which views belong together (He et al.
+            2020, Section 3.3).
         projector: Maps backbone features [B, F] to projections [B, D].
         predictor: Maps projections to predictions [B, D]; the identity where the objective has none.
     """

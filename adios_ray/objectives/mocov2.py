@@ -18,8 +18,8 @@ class MoCoV2(Objective):
     queue, which takes those keys once, after the step. Where both views are masked, each masked view is the query of
     the other, unmasked one, and the queue takes the first view's keys.
 
-    Keys are computed in another order of the images than queries (shuffling BN), which matters where BatchNorm sees a
-    part of the batch: with several workers, or with ``micro_batch_size``. In one process without micro-batches both
+    Where BatchNorm sees a part of the batch, with several workers or with ``micro_batch_size``, keys are computed in
+    another order of the images than queries (shuffling BN). In one process without micro-batches both
     are normalized over the same whole batch, so that the loss can be lowered by recognizing the batch; the paper's 32
     images for each of 8 statistics are a batch of 256 with ``micro_batch_size`` 32.
 

@@ -111,8 +111,8 @@ def check_recordable(networks: Networks, workers: int) -> None:
     if workers > 1:
         raise ConfigError("cuda_graphs needs one worker for each trial: leave cuda_graphs out, or workers_per_trial")
     drawing = [name for name, module in networks.named_modules() if _draws(module)]
-    if drawing or networks.objective.shuffles_targets:
-        cause = drawing[0] if drawing else f"the {networks.config.objective.name} objective"
+    if drawing or networks.shuffles_targets:
+        cause = drawing[0] if drawing else f"{networks.config.objective.name} with micro_batch_size"
         raise ConfigError(f"cuda_graphs: {cause} draws random numbers, which a recording would repeat: leave it out")
 
 
