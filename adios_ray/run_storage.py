@@ -247,6 +247,9 @@ class RunStorage:
         if wait(self._pushing, BRIEF_S).not_done:
             raise TimeoutError(f"no answer within {BRIEF_S:.0f} s")
         self._pushing = [in_thread(partial(self._push, at_end))]
+        # Again and again, as Python does not notice an interruption at the moment in which a wait begins.
+        while wait(self._pushing, BRIEF_S).not_done:
+            pass
         self._pushing[0].result()
 
     def _push(self, at_end: bool) -> None:

@@ -268,7 +268,9 @@ CASES = {
     f"{MINE} --workers-per-trial 2 --gpus-per-worker 0.5": "each of a trial's 2 workers needs a whole GPU",
     f"{MINE} --gpus-per-worker 1.5": "must be a part of one GPU, or whole ones",
     f"{MINE} --cuda-graphs --workers-per-trial 2": "cuda_graphs needs one worker for each trial",
-    f"{MINE} --cuda-graphs --objective mocov2": "cuda_graphs: the mocov2 objective draws random numbers",
+    f"{MINE} --cuda-graphs --objective mocov2 --micro-batch-size 4": (
+        "cuda_graphs: mocov2 with micro_batch_size draws random numbers"
+    ),
     "train --data-dir newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
     "verify newer": "newer/manifest.json has schema version 3, not 2 or 1. It was made by a newer adios_ray",
     "verify ~nobody-of-this-name/data": "~nobody-of-this-name/data: there is no such home directory",
